@@ -1,0 +1,141 @@
+"""Prepared blocks on disk, read as packed batches: memory-mapped Arrow, no Python per token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from spanbert.errors import UserError
+from spanbert.tokenizer import Tokenizer
+
+
+class Blocks:
+    """One split of a prepared corpus.
+
+    Attributes: block_length (tokens, specials included), lengths ((n,) int32, specials included), has_spans,
+    document ((n,) int64) and start ((n,) int32): which document a block is from, and at which of its tokens it begins.
+    """
+
+    def __init__(self, table: pa.Table, block_length: int, cls_id: int, sep_id: int, origin: tuple[str, str]) -> None:
+        self.block_length = block_length
+        self.cls_id, self.sep_id = cls_id, sep_id
+        self._origin = origin
+        self._table = table
+        self._values, self._chunk, self._begin, lengths = _flatten(table.column("input_ids"))
+        self.lengths = (lengths + 2).astype(np.int32)
+        self.has_spans = "spans" in table.column_names
+        if self.has_spans:
+            self._spans, self._span_chunk, self._span_begin, self._span_count = _flatten(table.column("spans"))
+
+    @classmethod
+    def open(cls, folder: Path | str, split: str) -> Blocks:
+        """Map folder/split (split: "train" or "validation"). Raises UserError when it is not a prepared corpus."""
+        import datasets
+
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / "prepare.json").read_text())
+            table = datasets.load_from_disk(folder / split).data.table
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare") from error
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        if tokenizer.fingerprint != settings["tokenizer_fingerprint"]:
+            raise UserError(f"{folder}/tokenizer is not the one this corpus was prepared with: prepare it again")
+        return cls(table, settings["block_length"], tokenizer.cls_id, tokenizer.sep_id, (str(folder), split))
+
+    @classmethod
+    def map(cls, split_folder: Path, block_length: int) -> Blocks:
+        """The blocks alone, without the tokenizer beside them, for counting."""
+        import datasets
+
+        table = datasets.load_from_disk(split_folder).data.table
+        return cls(table, block_length, 0, 0, (str(split_folder.parent), split_folder.name))
+
+    def __reduce__(self):  # a copy in another process maps the files again instead of carrying the data
+        return Blocks.open, self._origin
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def document(self) -> np.ndarray:
+        return self._table.column("document").to_numpy()
+
+    @property
+    def start(self) -> np.ndarray:
+        return self._table.column("start").to_numpy()
+
+    def packed(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Blocks end to end, each as [CLS] … [SEP].
+
+        indices: (B,) integers. Returns flat_ids (T,) int32, cu_seqlens (B+1,) int32 and spans (S, 2) int32: [start, end)
+        as indices into flat_ids, ascending, or None when the corpus has no span column.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        cu_seqlens = np.zeros(len(indices) + 1, dtype=np.int32)
+        np.cumsum(self.lengths[indices], out=cu_seqlens[1:])
+        flat_ids = np.empty(cu_seqlens[-1], dtype=np.int32)
+        flat_ids[cu_seqlens[:-1]] = self.cls_id
+        flat_ids[cu_seqlens[1:] - 1] = self.sep_id
+        values = self._values
+        chunks = self._chunk[indices].tolist()
+        begins = self._begin[indices]
+        ends = (begins + self.lengths[indices] - 2).tolist()
+        edges = cu_seqlens.tolist()
+        for row, (chunk, begin, end) in enumerate(zip(chunks, begins.tolist(), ends, strict=True)):
+            flat_ids[edges[row] + 1 : edges[row + 1] - 1] = values[chunk][begin:end]
+        return flat_ids, cu_seqlens, self._packed_spans(indices, cu_seqlens) if self.has_spans else None
+
+    def _packed_spans(self, indices: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        rows = [np.zeros((0, 2), dtype=np.int32)]
+        for index, edge in zip(indices.tolist(), cu_seqlens.tolist(), strict=False):
+            begin, count = self._span_begin[index], self._span_count[index]
+            rows.append(self._spans[self._span_chunk[index]][begin : begin + count] + (edge + 1))
+        return np.concatenate(rows)
+
+    def unigram_counts(self) -> np.ndarray:
+        """How often each piece occurs, (largest id + 1,) int64; specials around blocks are not counted."""
+        total = np.zeros(0, dtype=np.int64)
+        for chunk in range(len(self._values)):
+            rows = np.flatnonzero(self._chunk == chunk)
+            if not len(rows):
+                continue
+            begin, end = self._begin[rows[0]], self._begin[rows[-1]] + self.lengths[rows[-1]] - 2
+            counts = np.bincount(self._values[chunk][begin:end])
+            if len(counts) > len(total):
+                total = np.pad(total, (0, len(counts) - len(total)))
+            total[: len(counts)] += counts
+        return total
+
+
+def _flatten(column: pa.ChunkedArray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """A list column as the mapped flat values of each chunk, and per row: chunk, first value, number of values.
+
+    A list<list<int>> column of pairs gives values of shape (m, 2).
+    """
+    values: list[np.ndarray] = []
+    chunk_of: list[np.ndarray] = []
+    begin: list[np.ndarray] = []
+    count: list[np.ndarray] = []
+    for number, chunk in enumerate(column.chunks):
+        offsets = chunk.offsets.to_numpy().astype(np.int64)
+        inner = chunk.values
+        if pa.types.is_list(inner.type) or pa.types.is_large_list(inner.type):
+            pair_offset = inner.offsets.to_numpy()[0] if len(inner) else 0
+            flat = inner.values.to_numpy(zero_copy_only=False)[pair_offset : pair_offset + 2 * len(inner)]
+            values.append(flat.reshape(-1, 2))
+        else:
+            values.append(inner.to_numpy())
+        chunk_of.append(np.full(len(chunk), number, dtype=np.int32))
+        begin.append(offsets[:-1])
+        count.append(np.diff(offsets))
+    empty = np.zeros(0, dtype=np.int64)
+    return (
+        values,
+        np.concatenate([empty.astype(np.int32), *chunk_of]),
+        np.concatenate([empty, *begin]),
+        np.concatenate([empty, *count]),
+    )

@@ -1,0 +1,223 @@
+"""Corpus to blocks of pieces: the command `spanbert prepare`.
+
+Documents stream past in shards of fixed content; worker processes encode and write them; a last pass joins the shards
+to the data sets `train` and `validation`. Finished shards outlive an interruption: the same command goes on from them.
+No token is lost (§4.2): a document of n pieces becomes ceil(n / (block_length - 2)) blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from pretrain.corpus import Corpus, Document
+from pretrain.join import join_shards
+from pretrain.report import make_report, print_report
+from pretrain.shards import Shard, ShardCounts, ShardSettings, done_file, start_worker, write_shard
+from pretrain.span_sidecar import SpanSidecar
+from spanbert.errors import UserError
+from spanbert.files import atomic_folder, write_atomic
+from spanbert.tokenizer import Tokenizer
+
+SHARD_CHARACTERS = 8_000_000
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Turn text into blocks of pieces for pretraining."""
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    tokenizer: Path
+    """Folder, vocab.txt or tokenizer.json."""
+    output: Path
+    """Folder to write."""
+    block_length: int = 512
+    """Tokens in a block, [CLS] and [SEP] included."""
+    processes: int = 2
+    """Worker processes."""
+    validation_share: float = 0.005
+    """Share of documents held out, chosen by a hash of their text."""
+    spans: Path | None = None
+    """JSON lines, one a document in the same order: [[start, end], ...] in characters, for the linguistic masks."""
+    lowercase: bool | None = None
+    """Override the tokenizer's lower-casing."""
+    text_field: str = "text"
+    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    document_per_file: bool = False
+    """Each text file is one document; otherwise blank lines separate documents."""
+    overwrite: bool = False
+    """Replace the output folder, and forget an interrupted preparation, even when made with other settings."""
+
+
+def run_prepare(config: PrepareConfig) -> None:
+    _check(config)
+    began = time.perf_counter()
+    tokenizer = Tokenizer.load(config.tokenizer, lowercase=config.lowercase)
+    corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
+    identity = _identity(config, tokenizer, corpus)
+    if config.output.exists() and not config.overwrite:
+        _check_finished(config.output, identity)
+        print(f"{config.output} is already prepared with these settings; nothing to do (--overwrite makes it anew)")
+        return
+    work = config.output.with_name(f".{config.output.name}.preparing")
+    done = _open_work_folder(work, identity, resumable="-" not in corpus.sources, overwrite=config.overwrite)
+    if done:
+        print(f"going on: {done} finished shards of an interrupted preparation are used again")
+    tokenizer.save(work / "tokenizer")
+    settings = ShardSettings(
+        work, work / "tokenizer", config.lowercase, config.block_length, config.validation_share
+    )
+    with _clear_errors(config.output):
+        shards = _write_shards(corpus, settings, config)
+        counts = ShardCounts()
+        for number in range(shards):
+            counts.add(ShardCounts(**json.loads(done_file(work, number).read_text())))
+        if counts.tokens == 0:
+            raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
+        with atomic_folder(config.output) as folder:
+            held_out = join_shards(work, shards, folder, config.block_length, config.validation_share)
+            unigram = held_out.pop("unigram")
+            tokenizer.save(folder / "tokenizer")
+            np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
+            report = make_report(counts, corpus.counts, held_out, config.block_length)
+            content = {**identity, "report": report}
+            write_atomic(folder / "prepare.json", json.dumps(content, indent=2, default=str) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    print_report(report)
+    seconds = time.perf_counter() - began
+    print(f"wrote {config.output} in {seconds:.0f} s ({counts.tokens / seconds:,.0f} tokens/s)")
+    print(f"next: spanbert pretrain --corpus {config.output} --output RUN_FOLDER")
+
+
+def _check(config: PrepareConfig) -> None:
+    if config.block_length < 8:
+        raise UserError(f"--block-length {config.block_length} is too short: give at least 8 (512 in the paper)")
+    if not 0 <= config.validation_share < 1:
+        raise UserError(f"--validation-share {config.validation_share} is not in [0, 1)")
+    if config.processes < 1:
+        raise UserError(f"--processes {config.processes} is not a number of processes: give 1 or more")
+
+
+def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict:
+    """Everything that decides the output; equal identities give equal folders."""
+    spans = config.spans and [str(config.spans), config.spans.stat().st_size if config.spans.exists() else None]
+    return {
+        "format": 1,
+        "block_length": config.block_length,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "validation_share": config.validation_share,
+        "text_field": config.text_field,
+        "document_per_file": config.document_per_file,
+        "spans": spans,
+        "inputs": corpus.identity(),
+    }
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    return [key.replace("_", " ") for key in new if old.get(key) != json.loads(json.dumps(new[key], default=str))]
+
+
+def _check_finished(output: Path, identity: dict) -> None:
+    try:
+        old = json.loads((output / "prepare.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{output} exists and is not a prepared corpus: choose another --output") from error
+    if differing := _differences(old, identity):
+        raise UserError(
+            f"{output} was prepared with other settings ({', '.join(differing)}): "
+            "choose another --output, or replace it with --overwrite"
+        )
+
+
+def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite: bool) -> int:
+    """Make or take over the folder of finished shards; returns how many it holds."""
+    marker = work / "settings.json"
+    if work.exists() and marker.exists() and resumable and not overwrite:
+        differing = _differences(json.loads(marker.read_text()), identity)
+        if differing:
+            raise UserError(
+                f"an interrupted preparation in {work} had other settings ({', '.join(differing)}): "
+                "run it again with those, or start anew with --overwrite"
+            )
+        return len(list(work.glob("shard-*.json")))
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_atomic(marker, json.dumps(identity, default=str))
+    return 0
+
+
+def cut_shards(corpus: Corpus, sidecar: SpanSidecar | None) -> Iterator[Shard]:
+    """Documents in shards of SHARD_CHARACTERS: where a shard ends depends on the text alone."""
+    number, characters = 0, 0
+    documents: list[Document] = []
+    for document in corpus:
+        documents.append(document)
+        characters += len(document.text)
+        if characters >= SHARD_CHARACTERS:
+            yield Shard(number, documents, sidecar and sidecar.take(documents))
+            number, characters, documents = number + 1, 0, []
+    if documents:
+        yield Shard(number, documents, sidecar and sidecar.take(documents))
+    if sidecar:
+        sidecar.finish(corpus.counts.documents)
+
+
+def _write_shards(corpus: Corpus, settings: ShardSettings, config: PrepareConfig) -> int:
+    """Hand out the shards that are not done yet; at most processes + 1 are in memory. Returns how many there are."""
+    shards = 0
+    running: set[Future] = set()
+    sidecar = SpanSidecar(config.spans) if config.spans else None
+    bar = tqdm(total=corpus.stored_bytes, unit="B", unit_scale=True, desc="preparing", mininterval=0.5)
+    pool = ProcessPoolExecutor(config.processes, get_context("spawn"), start_worker, (settings,))
+    try:
+        for shard in cut_shards(corpus, sidecar):
+            shards += 1
+            bar.update(corpus.progress.bytes - bar.n)
+            if done_file(settings.folder, shard.number).exists():
+                continue
+            running.add(pool.submit(write_shard, shard))
+            if len(running) > config.processes:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+        for future in running:
+            future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, most likely for memory: use fewer --processes; "
+            "the same command goes on from the finished shards"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+    return shards
+
+
+@contextmanager
+def _clear_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full while preparing {output}: free some space and run the same command; it goes on"
+            ) from error
+        raise
+
+
