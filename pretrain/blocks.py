@@ -68,11 +68,11 @@ class Blocks:
     def start(self) -> np.ndarray:
         return self._table.column("start").to_numpy()
 
-    def packed(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def packed(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
         """Blocks end to end, each as [CLS] … [SEP].
 
-        indices: (B,) integers. Returns flat_ids (T,) int32, cu_seqlens (B+1,) int32 and spans (S, 2) int32: [start, end)
-        as indices into flat_ids, ascending, or None when the corpus has no span column.
+        indices: (B,) integers. Returns flat_ids (T,) int32, cu_seqlens (B+1,) int32 and, for each block, its linguistic
+        spans (s, 2) int32: [start, end) in tokens counted without [CLS], ascending; None without a span column.
         """
         indices = np.asarray(indices, dtype=np.int64)
         cu_seqlens = np.zeros(len(indices) + 1, dtype=np.int32)
@@ -87,14 +87,11 @@ class Blocks:
         edges = cu_seqlens.tolist()
         for row, (chunk, begin, end) in enumerate(zip(chunks, begins.tolist(), ends, strict=True)):
             flat_ids[edges[row] + 1 : edges[row + 1] - 1] = values[chunk][begin:end]
-        return flat_ids, cu_seqlens, self._packed_spans(indices, cu_seqlens) if self.has_spans else None
+        return flat_ids, cu_seqlens, [self._spans_of(i) for i in indices] if self.has_spans else None
 
-    def _packed_spans(self, indices: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-        rows = [np.zeros((0, 2), dtype=np.int32)]
-        for index, edge in zip(indices.tolist(), cu_seqlens.tolist(), strict=False):
-            begin, count = self._span_begin[index], self._span_count[index]
-            rows.append(self._spans[self._span_chunk[index]][begin : begin + count] + (edge + 1))
-        return np.concatenate(rows)
+    def _spans_of(self, index: int) -> np.ndarray:
+        begin = self._span_begin[index]
+        return self._spans[self._span_chunk[index]][begin : begin + self._span_count[index]]
 
     def unigram_counts(self) -> np.ndarray:
         """How often each piece occurs, (largest id + 1,) int64; specials around blocks are not counted."""
