@@ -11,7 +11,8 @@ is initialised from a seed and named in the report.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ ARCHITECTURES = {
 #: Key of config.json: heads ("mlm", "sbo") whose stored numbers are only an initialisation.
 UNTRAINED = "untrained_heads"
 
+#: Our name of a head → the beginning of its tensors' names in a file, where the two differ.
+HEADS = {"mlm": "cls.predictions.", "sbo": "cls.pair_target_predictions."}
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -55,12 +59,42 @@ class LoadReport:
     config: dict[str, Any]
     """config.json as it stands, with extra keys such as a null threshold."""
 
+    def __str__(self) -> str:
+        lines = [f"{self.file}: {len(self.loaded)} tensors loaded"]
+        untrained = [head for head in self.config.get(UNTRAINED, ()) if self.loaded_any(head)]
+        if untrained:
+            lines.append(f"  initialised when it was imported, not trained yet: {', '.join(untrained)}")
+        if self.initialised:
+            lines.append(f"  initialised, not in the file: {brief(self.initialised)}")
+        if self.unused:
+            lines.append(f"  ignored, not in this model: {brief(self.unused)}")
+        return "\n".join(lines)
+
+    def loaded_any(self, head: str) -> bool:
+        return any(name.startswith(HEADS.get(head, f"{head}.")) for name in self.loaded)
+
     def has(self, head: str) -> bool:
         """Whether the weights of ``head`` ("mlm", "sbo", "qa_outputs", …) came from training, not from initialisation."""
-        prefix = {"mlm": "cls.predictions.", "sbo": "cls.pair_target_predictions."}.get(head, f"{head}.")
+        prefix = HEADS.get(head, f"{head}.")
         if head in self.config.get(UNTRAINED, ()):
             return False
-        return not any(name.startswith(prefix) for name in self.initialised)
+        return self.loaded_any(head) and not any(name.startswith(prefix) for name in self.initialised)
+
+
+def brief(names: Sequence[str]) -> str:
+    """Tensor names for a log: ``a.dense.weight, a.dense.bias, a.bias`` → ``a.* (3 tensors)``, heads told apart."""
+    count: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        stem = ".".join(parts[:2]) if parts[0] in ("bert", "cls") else parts[0]
+        count[stem] = count.get(stem, 0) + 1
+    return ", ".join(f"{stem}.* ({n} tensor{'s' * (n > 1)})" for stem, n in count.items())
+
+
+def refuse_existing(output: Path) -> None:
+    """UserError when ``output`` is there already (an empty folder is not): a command must not replace what it finds."""
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"{output} already exists: name a new folder, or remove that one first")
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -93,8 +127,9 @@ def write_model(
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """model.safetensors and config.json; ``dtype`` in the config is set from the tensors."""
     (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
-    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     save_json({**config, "dtype": dtype}, folder / "config.json")
+    save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors makes it private to the user
 
 
 def hub_config(config: EncoderConfig, architecture: str) -> dict[str, Any]:
@@ -134,11 +169,15 @@ def load_model(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder")
     raw = read_json(folder / "config.json")
-    config = dataclasses.replace(encoder_config(raw, f"{folder}/config.json"), **(config_overrides or {}))
+    if not isinstance(raw, dict):
+        raise UserError(f"{folder / 'config.json'}: expected a JSON object with BERT's keys")
+    tensors, file = read_weights(folder)
+    tensors = usual_names(tensors, f"{folder}/{file}")
+    config = encoder_config(raw, f"{folder}/config.json", tensors)
+    config = dataclasses.replace(config, **(config_overrides or {}))
     if cls in (models.SpanBertForTokenClassification, models.SpanBertForSequenceClassification):
         init.setdefault("num_labels", len(raw.get("id2label") or range(2)))
     model = build_model(cls, config, seed, **init)
-    tensors, file = read_weights(folder)
     return model, fill_model(model, tensors, f"{folder}/{file}", raw)
 
 
@@ -150,11 +189,10 @@ def build_model(cls: type[M], config: EncoderConfig, seed: int, **init: Any) -> 
 
 
 def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], file: str, raw_config: dict[str, Any]) -> LoadReport:
-    """Copy a file's tensors, whatever their spelling and dtype, into ``model``; what is absent stays as it is.
+    """Copy a file's tensors (usual names, any dtype) into ``model``; what is absent stays as it is.
 
     Raises UserError on a shape that differs and when some of the encoder is missing.
     """
-    tensors = usual_names(tensors, file)
     targets = dict(model.named_parameters())
     loaded: list[str] = []
     initialised: list[str] = []
@@ -204,8 +242,11 @@ def _check_shapes(group: Group, tensors: Mapping[str, Tensor], targets: Mapping[
             raise UserError(f"{file}: {name} has shape {list(tensors[name].shape)}, but its configuration says {expected}")
 
 
-def encoder_config(raw: Mapping[str, Any], source: str) -> EncoderConfig:
-    """Our part of a Hugging Face ``config.json``. Raises UserError for architectures that are not BERT's."""
+def encoder_config(raw: Mapping[str, Any], source: str, tensors: Mapping[str, Tensor]) -> EncoderConfig:
+    """Our part of a Hugging Face ``config.json``; the SBO table's size, which BERT's keys lack, from the tensors.
+
+    Raises UserError for architectures that are not BERT's.
+    """
     kind = raw.get("model_type", "bert")
     if kind != "bert":
         raise UserError(f"{source} describes a {kind!r} model: only 'bert' has this encoder's architecture")
@@ -214,4 +255,8 @@ def encoder_config(raw: Mapping[str, Any], source: str) -> EncoderConfig:
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{source}: position_embedding_type {raw['position_embedding_type']!r}; only 'absolute' exists here")
     fields = {field.name for field in dataclasses.fields(EncoderConfig)}
-    return EncoderConfig(**{key: value for key, value in raw.items() if key in fields and value is not None})
+    values = {key: value for key, value in raw.items() if key in fields and value is not None}
+    table = tensors.get("cls.pair_target_predictions.position_embeddings.weight")
+    if table is not None:
+        values["sbo_positions"], values["sbo_position_size"] = table.shape
+    return EncoderConfig(**values)
