@@ -6,14 +6,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pretrain.counter_rng import below, draw, sequence_keys, stream, unit
+from pretrain.counter_rng import draw, sequence_keys, stream, unit
+from pretrain.span_choice import SpanRule, Units, choose_spans, choose_words, find_words, list_spans
 from spanbert.errors import UserError
 
-# purposes of the random streams of one sequence
-_LENGTH, _START, _ACTION, _REPLACEMENT, _KIND, _ORDER = range(6)
-_ROUNDS_PER_BLOCK = 32
-_PATIENCE = 16
-_NEVER = np.iinfo(np.int32).max
+# purposes of the streams that replace tokens; those that choose spans are numbered in span_choice.py
+_ACTION, _REPLACEMENT = 16, 17
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,9 @@ class MaskConfig:
         if not 0.0 < self.mask_share < 1.0:
             raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
         if not 0.0 < self.geometric_p < 1.0:
-            raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
+            raise UserError(
+                f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2."
+            )
         if self.max_span_words < 1:
             raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
 
@@ -56,17 +56,6 @@ class MaskedBatch(NamedTuple):
     target_span: np.ndarray  # (M,) int64 into S
     target_offset: np.ndarray  # (M,) int64, 0-based position of the target in its span
     sbo_targets: np.ndarray  # (K,) int64 into M: the targets that the SBO predicts
-
-
-class _Words(NamedTuple):
-    """The words of a packed batch: W words, C of them maskable."""
-
-    first: np.ndarray  # (W + 1,) packed index of each word's first token, then T
-    of_token: np.ndarray  # (T + 1,) word of each token, then W
-    unmaskable_before: np.ndarray  # (W + 1,) how many of the words before this one may not be masked
-    maskable: np.ndarray  # (C,) words that may be masked
-    maskable_cu: np.ndarray  # (B + 1,) where each sequence's entries of `maskable` begin
-    budget: np.ndarray  # (B,) tokens to spend
 
 
 class Masker:
@@ -89,25 +78,25 @@ class Masker:
         sbo_positions: int = 20,
     ):
         self.config, self.mask_id, self.seed, self.sbo_positions = config, mask_id, seed, sbo_positions
-        self._starts_word = np.asarray(starts_word, bool)
-        self._special = np.zeros(self._starts_word.size, bool)
+        # to the subword scheme every token is a word
+        self._starts_unit = np.asarray(starts_word, bool) | (config.scheme == "subword")
+        self._special = np.zeros(self._starts_unit.size, bool)
         self._special[np.asarray(special_ids, np.int64)] = True
-        lengths = np.arange(1, config.max_span_words + 1)
-        shares = config.geometric_p * (1 - config.geometric_p) ** (lengths - 1)
-        self._length_cdf = np.cumsum(shares) / shares.sum()
-        self._length_cdf[-1] = 1.0
-        counts = np.ones(self._starts_word.size, np.int64)
+        self._rule = SpanRule(
+            truncated_geometric(config.geometric_p, config.max_span_words), config.budget == "reference"
+        )
+        counts = np.ones(self._starts_unit.size, np.int64)
         if config.replacement == "unigram":
             counts = np.array(unigram_counts, np.int64)
-            if counts.shape != self._starts_word.shape:
+            if counts.shape != self._starts_unit.shape:
                 raise UserError(
-                    f"unigram counts for {counts.size} tokens, vocabulary of {self._starts_word.size}: "
+                    f"unigram counts for {counts.size} tokens, vocabulary of {self._starts_unit.size}: "
                     "prepare the corpus with the tokenizer that you train with."
                 )
         counts[self._special] = 0
         if counts.sum() <= 0:
             raise UserError("No token has a count in the unigram table: prepare the corpus again.")
-        self._replacement_cumulative = np.cumsum(counts)
+        self._occurrences_to = np.cumsum(counts)
 
     def mask(
         self,
@@ -122,175 +111,72 @@ class Masker:
         sequence numbers; spans: per sequence, (n, 2) token
         (start, end) pairs counted without [CLS], for the schemes `entities` and `noun_phrases`."""
         cu_seqlens = np.asarray(cu_seqlens).astype(np.int32)
-        keys = sequence_keys(self.seed, epoch, np.asarray(indices))
-        words = self._find_words(flat_ids, cu_seqlens)
-        if self.config.scheme == "subword":
-            first, size, sequence = self._choose_units(words, keys, cu_seqlens, by_token=True)
-        elif self.config.scheme == "whole_word":
-            first, size, sequence = self._choose_units(words, keys, cu_seqlens, by_token=False)
+        input_ids = np.array(flat_ids, np.int64)
+        keys = sequence_keys(self.seed, epoch, indices)
+        scheme = self.config.scheme
+        words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special)
+        budget = np.ceil(self.config.mask_share * words.tokens).astype(np.int64)
+        if scheme in ("subword", "whole_word"):
+            units = choose_words(words, budget, keys, self._rule.cut_mid_word)
         else:
-            first, size, sequence = self._choose_spans(words, keys)
-        order = np.argsort(first)
-        return self._corrupt(flat_ids, cu_seqlens, keys, first[order], size[order], sequence[order])
+            listed = None
+            if scheme in ("entities", "noun_phrases"):
+                if spans is None:
+                    raise UserError(
+                        f"scheme {scheme} needs the spans of a tagger: prepare the corpus with a sidecar of spans."
+                    )
+                listed = list_spans(words, cu_seqlens, keys, spans)
+            units = choose_spans(words, budget, keys, self._rule, listed)
+        return self._corrupt(input_ids, cu_seqlens, keys, units)
 
-    def _find_words(self, flat_ids: np.ndarray, cu_seqlens: np.ndarray) -> _Words:
-        total = len(flat_ids)
-        begins, ends = cu_seqlens[:-1], cu_seqlens[1:]
-        special_T = self._special[flat_ids]
-        special_T[begins] = True
-        special_T[ends - 1] = True
-        starts_T = self._starts_word[flat_ids] | special_T
-        starts_T[1:] |= special_T[:-1]  # a block may begin in the middle of a word: what is left of it is a word
-        of_token = np.empty(total + 1, np.int32)
-        np.cumsum(starts_T, dtype=np.int32, out=of_token[:-1])
-        of_token[:-1] -= 1
-        first = np.append(np.flatnonzero(starts_T), total).astype(np.int32)
-        of_token[-1] = len(first) - 1
-        unmaskable = special_T[first[:-1]]
-        unmaskable_before = np.zeros(len(first), np.int32)
-        np.cumsum(unmaskable, dtype=np.int32, out=unmaskable_before[1:])
-        word_cu = of_token[cu_seqlens]
-        maskable_cu = word_cu - unmaskable_before[word_cu]
-        # a special is a word of one token, so the maskable tokens of a sequence are its tokens less its special words
-        tokens = np.diff(cu_seqlens) - np.diff(unmaskable_before[word_cu])
-        budget = np.ceil(self.config.mask_share * tokens).astype(np.int32)
-        return _Words(first, of_token, unmaskable_before, np.flatnonzero(~unmaskable).astype(np.int32), maskable_cu, budget)
-
-    def _choose_spans(self, words: _Words, keys: np.ndarray):
-        reference = self.config.budget == "reference"
-        log: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        live = np.flatnonzero(words.budget > 0)
-        left = words.budget[live]
-        placed = np.zeros(live.size, np.int32)
-        failed = np.zeros(live.size, np.int32)
-        start_keys, length_keys = stream(keys[live], _START), stream(keys[live], _LENGTH)
-        offset, count = words.maskable_cu[:-1][live], np.diff(words.maskable_cu)[live]
-        taken_begin = np.full((0, live.size), _NEVER, np.int32)
-        taken_end = np.full((0, live.size), -1, np.int32)
-        lengths_KB = np.zeros((0, live.size), np.int32)
-        last_word = len(words.first) - 1
-        last_token = len(words.of_token) - 1
-        rounds = 0
-        while live.size:
-            row = rounds % _ROUNDS_PER_BLOCK
-            if row == 0:
-                counters = np.arange(rounds, rounds + _ROUNDS_PER_BLOCK)[:, None]
-                begins_RB = words.maskable[offset + below(draw(start_keys, counters), count)]
-            most = int(placed.max()) + 1
-            if most > len(lengths_KB):
-                counters = np.arange(len(lengths_KB), len(lengths_KB) + _ROUNDS_PER_BLOCK)[:, None]
-                lengths_KB = np.concatenate([lengths_KB, self.draw_lengths(draw(length_keys, counters))])
-                grow = ((0, _ROUNDS_PER_BLOCK), (0, 0))
-                taken_begin = np.pad(taken_begin, grow, constant_values=_NEVER)
-                taken_end = np.pad(taken_end, grow, constant_values=-1)
-            column = np.arange(live.size)
-            wanted = lengths_KB[placed, column] - failed // _PATIENCE
-            begin = begins_RB[row]
-            first = words.first[begin]
-            limit = first + left
-            if reference:
-                fits = words.of_token[np.minimum(limit, last_token) - 1] + 1 - begin
-            else:
-                fits = words.of_token[np.minimum(limit, last_token)] - begin
-                np.maximum(fits, placed == 0, out=fits)  # a first word larger than the budget is masked alone
-            end = np.minimum(begin + np.minimum(wanted, fits), last_word)
-            free = words.unmaskable_before[end] == words.unmaskable_before[begin]
-            free &= ~((taken_begin[:most] <= end) & (taken_end[:most] >= begin)).any(0)
-            accepted = free & (end > begin)
-            stop = words.first[end]
-            if reference:
-                stop = np.minimum(stop, limit)
-            size = stop - first
-            hit = np.flatnonzero(accepted)
-            log.append((first[hit], size[hit], live[hit]))
-            taken_begin[placed[hit], hit] = begin[hit]
-            taken_end[placed[hit], hit] = end[hit]
-            left = left - size * accepted
-            done = (left <= 0) | (fits <= 0) | (wanted <= 0)
-            if not reference:
-                done |= accepted & (fits < wanted)  # a shortened span is the last
-            placed += accepted
-            failed = np.where(accepted, 0, failed + 1)
-            rounds += 1
-            if done.any():
-                # finished sequences leave at once: their columns would only be carried along
-                keep = np.flatnonzero(~done)
-                live, left, placed, failed = live[keep], left[keep], placed[keep], failed[keep]
-                start_keys, length_keys = start_keys[keep], length_keys[keep]
-                offset, count = offset[keep], count[keep]
-                begins_RB, lengths_KB = begins_RB[:, keep], lengths_KB[:, keep]
-                taken_begin, taken_end = taken_begin[:, keep], taken_end[:, keep]
-        if not log:
-            return (np.zeros(0, np.int64),) * 3
-        return tuple(np.concatenate(parts).astype(np.int64) for parts in zip(*log))
-
-    def draw_lengths(self, bits: np.ndarray) -> np.ndarray:
-        """Span lengths in words, int32, from random bits (uint64, any shape), by inversion of the truncated geometric."""
-        return (np.searchsorted(self._length_cdf, unit(bits), side="right") + 1).astype(np.int32)
-
-    def _choose_units(self, words: _Words, keys: np.ndarray, cu_seqlens: np.ndarray, *, by_token: bool):
-        """Words, or tokens, in random order until the budget is spent."""
-        unit_sequence = np.repeat(np.arange(len(keys)), np.diff(words.maskable_cu))
-        first = words.first[words.maskable].astype(np.int64)
-        size = words.first[words.maskable + 1] - first
-        if by_token:
-            ends = np.cumsum(size)
-            unit_sequence = np.repeat(unit_sequence, size)
-            first = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - size), size)
-            size = np.ones(len(first), np.int64)
-        place = first - cu_seqlens[unit_sequence]
-        bits = draw(stream(keys, _ORDER)[unit_sequence], place)
-        order = np.lexsort((bits, unit_sequence))
-        first, size, unit_sequence = first[order], size[order], unit_sequence[order]
-        # tokens that earlier units of the same sequence have spent
-        before = np.cumsum(size) - size
-        is_first = np.ones(len(first), bool)
-        is_first[1:] = unit_sequence[1:] != unit_sequence[:-1]
-        before -= before[is_first][np.cumsum(is_first) - 1] if len(first) else 0
-        left = words.budget[unit_sequence] - before
-        if self.config.budget == "reference":
-            size = np.minimum(size, left)
-            keep = left > 0
-        else:
-            over = before + size > words.budget[unit_sequence]
-            blocked = np.cumsum(over)
-            blocked -= blocked[is_first][np.cumsum(is_first) - 1] - over[is_first][np.cumsum(is_first) - 1] if len(first) else 0
-            keep = (blocked == 0) | is_first
-        return first[keep], size[keep], unit_sequence[keep]
-
-    def _corrupt(self, flat_ids, cu_seqlens, keys, first, size, sequence) -> MaskedBatch:
-        """Units (first token, size, sequence), ascending, become targets; 80 / 10 / 10 is decided once per unit."""
-        ends = np.cumsum(size)
-        total = int(ends[-1]) if len(ends) else 0
+    def _corrupt(
+        self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units
+    ) -> MaskedBatch:
+        """Units become targets; what stands in their place is decided once per unit. Overwrites `input_ids`."""
+        first, size, sequence = units
         unit_M = np.repeat(np.arange(len(first)), size)
-        positions = np.arange(total) + np.repeat(first - (ends - size), size)
-        input_ids = np.asarray(flat_ids).astype(np.int64)
+        total = len(unit_M)
+        positions = np.arange(total) + (first - (np.cumsum(size) - size))[unit_M]
         target_ids = input_ids[positions]
 
-        place = first - cu_seqlens[sequence]
-        action = unit(draw(stream(keys, _ACTION)[sequence], place))
-        action_M = action[unit_M]
-        input_ids[positions[action_M < 0.8]] = self.mask_id
-        random_M = np.flatnonzero(action_M >= 0.9)
-        random_positions = positions[random_M]
-        random_sequence = sequence[unit_M[random_M]]
-        bits = draw(stream(keys, _REPLACEMENT)[random_sequence], random_positions - cu_seqlens[random_sequence])
-        drawn = (unit(bits) * self._replacement_cumulative[-1]).astype(np.int64)
-        input_ids[random_positions] = np.searchsorted(self._replacement_cumulative, drawn, side="right")
+        action = unit(draw(stream(keys, _ACTION)[sequence], first - cu_seqlens[sequence]))[unit_M]
+        input_ids[positions[action < 0.8]] = self.mask_id
+        is_random = np.flatnonzero(action >= 0.9)
+        random_positions, random_sequence = positions[is_random], sequence[unit_M[is_random]]
+        bits = draw(
+            stream(keys, _REPLACEMENT)[random_sequence], random_positions - cu_seqlens[random_sequence]
+        )
+        occurrence = (unit(bits) * self._occurrences_to[-1]).astype(np.int64)
+        input_ids[random_positions] = np.searchsorted(self._occurrences_to, occurrence, side="right")
 
-        # A span is a maximal run of targets, so that both its neighbours are visible under every scheme.
+        # A span is a maximal run of targets: then both its neighbours are visible under every scheme.
         begins_span = np.ones(total, bool)
-        begins_span[1:] = positions[1:] != positions[:-1] + 1
+        begins_span[1:] = np.diff(positions) != 1
         span_first = np.flatnonzero(begins_span)
+        span_last = np.append(span_first[1:], total)[: len(span_first)] - 1
         target_span = np.cumsum(begins_span) - 1
         target_offset = np.arange(total) - span_first[target_span]
-        span_left = positions[span_first] - 1
-        span_right = positions[np.append(span_first[1:], total)[: len(span_first)] - 1] + 1
+        span_left, span_right = positions[span_first] - 1, positions[span_last] + 1
         has_sbo = target_offset < self.sbo_positions
         if not self.config.special_boundaries:
-            usable = ~(self._special[flat_ids[span_left]] | self._special[flat_ids[span_right]])
-            has_sbo &= usable[target_span]
+            meets_special = self._special[input_ids[span_left]] | self._special[input_ids[span_right]]
+            has_sbo &= ~meets_special[target_span]
         return MaskedBatch(
-            input_ids, cu_seqlens, positions, target_ids, span_left, span_right, target_span, target_offset,
-            np.flatnonzero(has_sbo),
+            input_ids=input_ids,
+            cu_seqlens=cu_seqlens,
+            target_positions=positions,
+            target_ids=target_ids,
+            span_left=span_left,
+            span_right=span_right,
+            target_span=target_span,
+            target_offset=target_offset,
+            sbo_targets=np.flatnonzero(has_sbo),
         )
+
+
+def truncated_geometric(p: float, longest: int) -> np.ndarray:
+    """Cumulative distribution of span lengths 1 … longest, P(l) ∝ p (1 - p)^(l - 1), (longest,) float64."""
+    shares = p * (1.0 - p) ** np.arange(longest)
+    cdf = np.cumsum(shares) / shares.sum()
+    cdf[-1] = 1.0
+    return cdf

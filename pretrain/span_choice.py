@@ -1,0 +1,352 @@
+"""Choosing what to mask: words of a packed batch, spans of words, single words or single tokens.
+
+Spans follow the paper's procedure (§3.1) to the letter, one sequence at a time in meaning:
+
+    span k = 0, 1, 2 …, while tokens are left in the budget:
+        draw its length in words from the truncated geometric distribution
+        draw a start, uniform over the sequence's words
+        shorten the span to the whole words that the budget still pays: the last span; none at all: stop
+        while it leaves the sequence, or overlaps or touches a span that is there: draw another start, keep the length
+
+Redrawing the start and never the length is what keeps the lengths distributed as drawn: dropping the whole draw would
+favour short spans as the sequence fills. (The number of spans is a stopping time, so by Wald's identity the lengths of
+all placed spans, the last one counted as drawn, follow the truncated geometric exactly.) Every draw has an address,
+(span k, try r), so the loop need not run one draw at a time: `choose_spans` guesses that the next few spans of every
+sequence will all fit at their first try, keeps each sequence's prefix that does, and goes on from the first that does
+not. The outcome is that of the sequential loop, whatever the number of guesses and the rest of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pretrain.counter_rng import below, draw, stream, unit
+from spanbert.errors import UserError
+
+# purposes of the streams that place spans
+LENGTH, START, KIND, LISTED_ORDER, UNIT_ORDER = range(5)
+# A length whose start was refused this often loses a word. At 15 % masked about 4 in 10 starts are refused at the end
+# of the budget, so this decides (0.4^16 = 4e-7) only where no start exists: tiny texts, or very high mask shares.
+PATIENCE = 16
+_NOWHERE = np.iinfo(np.int32).max
+
+
+class Words(NamedTuple):
+    """The words of a packed batch of T tokens: W words, C of them maskable. Specials are words of one token."""
+
+    first: np.ndarray  # (W + 1,) int32, packed index of each word's first token, then T
+    of_token: np.ndarray  # (T + 1,) int32, word of each token, then W
+    unmaskable_before: np.ndarray  # (W + 1,) int32, how many words before this one may not be masked
+    maskable: np.ndarray  # (C,) int32, words that may be masked
+    maskable_cu: np.ndarray  # (B + 1,) int64, where each sequence's entries of `maskable` begin
+    tokens: np.ndarray  # (B,) int64, maskable tokens of each sequence
+
+
+class Units(NamedTuple):
+    """What is masked, ascending: U runs of tokens, each decided on as one."""
+
+    first: np.ndarray  # (U,) int64, packed index of the first token
+    size: np.ndarray  # (U,) int64, tokens
+    sequence: np.ndarray  # (U,) int64, 0 … B - 1
+
+
+class ListedSpans(NamedTuple):
+    """A tagger's spans as words of the batch, each sequence's in the random order in which they are tried."""
+
+    begin: np.ndarray  # (N,) int32
+    words: np.ndarray  # (N,) int32
+    cu: np.ndarray  # (B + 1,) int64
+
+
+@dataclass(frozen=True)
+class SpanRule:
+    """Lengths (cumulative distribution over 1, 2, … words) and what happens at the end of the budget."""
+
+    length_cdf: np.ndarray
+    cut_mid_word: bool
+
+
+def find_words(
+    ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray
+) -> Words:
+    """Word boundaries from ids alone. The first and last token of each sequence are unmaskable whatever they are."""
+    total = len(ids_T)
+    begins = cu_seqlens[:-1]
+    special_T = special_V[ids_T]
+    special_T[begins] = True
+    special_T[cu_seqlens[1:] - 1] = True
+    starts_T = starts_word_V[ids_T]
+    starts_T |= special_T
+    starts_T[1:] |= special_T[:-1]  # a block may begin in the middle of a word: the rest of it is a word here
+    of_token = np.empty(total + 1, np.int32)
+    np.cumsum(starts_T, dtype=np.int32, out=of_token[:-1])
+    of_token[:-1] -= 1
+    word_first = np.flatnonzero(starts_T)
+    first = np.empty(len(word_first) + 1, np.int32)
+    first[:-1], first[-1] = word_first, total
+    of_token[-1] = len(word_first)
+    unmaskable_W = special_T[word_first]
+    unmaskable_before = np.zeros(len(first), np.int32)
+    np.cumsum(unmaskable_W, dtype=np.int32, out=unmaskable_before[1:])
+    maskable = np.flatnonzero(~unmaskable_W).astype(np.int32)
+    word_cu = of_token[cu_seqlens].astype(np.int64)
+    specials_cu = unmaskable_before[word_cu]
+    tokens = np.diff(cu_seqlens).astype(np.int64) - np.diff(specials_cu)
+    return Words(first, of_token, unmaskable_before, maskable, word_cu - specials_cu, tokens)
+
+
+def choose_spans(
+    words: Words, budget_B: np.ndarray, keys_B: np.ndarray, rule: SpanRule, listed: ListedSpans | None = None
+) -> Units:
+    """Spans of whole words that neither overlap nor touch, worth at most `budget_B` tokens a sequence.
+
+    A sequence with at least one word gets at least one span: a first word larger than the budget is masked alone.
+    With `listed`, each span is by the toss of a coin the first of the sequence's untried listed spans that fits, as
+    long as there is one, or else a geometric span (§6.1: entities and noun phrases).
+    """
+    progress = _Progress(words, budget_B, keys_B, rule, listed)
+    # Only a budget of several spans repays looking ahead. What a listed span costs is not known ahead.
+    if listed is None:
+        live = np.flatnonzero(budget_B > 4 * len(rule.length_cdf))
+        while live.size:
+            live = progress.place_ahead(live)
+    live = np.flatnonzero(budget_B > 0)
+    while live.size:
+        live = progress.place_next(live)
+    return progress.units()
+
+
+class _Progress:
+    """The spans that each of B sequences has so far, and where each goes on. n: the sequences a call works on."""
+
+    TRIES = 4  # starts looked at together
+    AHEAD = 8  # spans looked at together
+
+    def __init__(self, words, budget_B, keys_B, rule, listed):
+        self.words, self.rule, self.listed = words, rule, listed
+        self.left = budget_B.astype(np.int32)
+        self.placed = np.zeros(len(budget_B), np.int64)
+        self.tries = np.zeros(len(budget_B), np.int64)  # refused starts of the span that is next
+        self.next_listed = None if listed is None else listed.cu[:-1].copy()
+        self.start_keys, self.length_keys, self.kind_keys = (stream(keys_B, p) for p in (START, LENGTH, KIND))
+        self.word_offset, self.word_count = words.maskable_cu[:-1], np.diff(words.maskable_cu)
+        self.begin_KB = np.zeros((0, len(budget_B)), np.int32)
+        self.end_KB = np.zeros((0, len(budget_B)), np.int32)
+        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64),) * 3]
+
+    def units(self) -> Units:
+        first, size, sequence = (
+            np.concatenate(part).astype(np.int64) for part in zip(*self.found, strict=True)
+        )
+        order = np.argsort(first)
+        return Units(first[order], size[order], sequence[order])
+
+    def place_next(self, live: np.ndarray) -> np.ndarray:
+        """The sequential loop's body: one span, up to TRIES starts, for each live sequence. Returns who goes on."""
+        words, tries_R1 = self.words, np.arange(self.TRIES)[:, None]
+        begin, length = self._draw(live, self.placed[live], self.tries[live] + tries_R1)
+        is_listed = np.zeros(live.size, bool)
+        if self.listed is not None:
+            remaining = self.listed.cu[1:][live] - self.next_listed[live]
+            is_listed = (draw(self.kind_keys[live], self.placed[live]) >> np.uint64(63) == 1) & (
+                remaining > 0
+            )
+            turn = (self.next_listed[live] + np.minimum(tries_R1, remaining - 1))[:, is_listed]
+            begin[:, is_listed], length[:, is_listed] = self.listed.begin[turn], self.listed.words[turn]
+
+        left, is_first = self.left[live], self.placed[live] == 0
+        first = words.first[begin]
+        limit = np.minimum(first + left, words.of_token.size - 1)
+        if self.rule.cut_mid_word:
+            paid_end = words.of_token[limit - 1] + 1
+        else:
+            paid_end = np.maximum(words.of_token[limit], begin + is_first)
+        end = np.minimum(np.minimum(begin + length, len(words.first) - 1), paid_end)
+        size = words.first[end] - first
+        if self.rule.cut_mid_word:
+            size = np.minimum(size, left)
+        clash = self._clash(live, begin, end)
+        is_empty = end <= begin
+        fits = words.unmaskable_before[end] == words.unmaskable_before[begin]
+        fits &= ~(clash | is_empty)
+        is_last = (size >= left) | (paid_end < begin + length)
+        # a free start whose first word cannot be paid, or a length that ran out: the sequence is done
+        stops = (is_empty & ~clash) | (length <= 0)
+
+        decides = fits | stops
+        choice = decides.argmax(axis=0)
+        column = np.arange(live.size)
+        decided = decides[choice, column]
+        accepted = decided & fits[choice, column]
+        hit = np.flatnonzero(accepted)
+        self._place(
+            live[hit], self.placed[live[hit]], *(x[choice[hit], hit] for x in (begin, end, first, size))
+        )
+        self.placed[live] += accepted
+        self.left[live] -= size[choice, column] * accepted
+        used = np.where(decided, choice + 1, self.TRIES)
+        if self.listed is not None:
+            self.next_listed[live] += np.where(is_listed, np.minimum(used, remaining), 0)
+        self.tries[live] = np.where(accepted, 0, self.tries[live] + np.where(is_listed, 0, used))
+        return live[~(decided & (stops | is_last)[choice, column])]
+
+    def place_ahead(self, live: np.ndarray) -> np.ndarray:
+        """Several spans at once, as long as the budget pays each in full wherever it goes; same outcome as one by one.
+
+        For each of the next AHEAD spans, takes the first start that is clear of the spans placed so far. Those before
+        the first that is in the way of another of these are what the sequential loop would have placed.
+        """
+        words, ahead, column = self.words, self.AHEAD, np.arange(live.size)
+        span_A1n = self.placed[live] + np.arange(ahead)[:, None, None]
+        tries_ARn = np.zeros((ahead, self.TRIES, live.size), np.int64) + np.arange(self.TRIES)[:, None]
+        tries_ARn[0] += self.tries[live]
+        begin, length = self._draw(live, span_A1n, tries_ARn)
+        end = np.minimum(begin + length, len(words.first) - 1)
+        first = words.first[begin]
+        size = words.first[end] - first
+        fits = words.unmaskable_before[end] == words.unmaskable_before[begin]
+        flat = (ahead * self.TRIES, live.size)
+        fits &= ~self._clash(live, begin.reshape(flat), end.reshape(flat)).reshape(fits.shape)
+        choice = fits.argmax(axis=1)
+        picked = np.arange(ahead)[:, None], choice, column
+        begin_An, end_An, first_An, size_An, fits_An = (x[picked] for x in (begin, end, first, size, fits))
+
+        meets_AAn = (begin_An[:, None] <= end_An) & (end_An[:, None] >= begin_An)
+        meets_AAn &= np.tri(ahead, k=-1, dtype=bool).T[:, :, None]
+        left = self.left[live] - (np.cumsum(size_An, axis=0) - size_An)
+        is_tight = (size.max(axis=1) >= left) | (length[:, -1] <= 0)
+        good = fits_An & ~meets_AAn.any(axis=0) & ~is_tight
+        good = np.logical_and.accumulate(good, axis=0)
+        count = good.sum(axis=0)
+
+        step, hit = np.nonzero(good)
+        chosen = (x[step, hit] for x in (begin_An, end_An, first_An, size_An))
+        self._place(live[hit], self.placed[live[hit]] + step, *chosen)
+        self.placed[live] += count
+        self.left[live] -= (size_An * good).sum(axis=0, dtype=np.int32)
+        stop = np.minimum(count, ahead - 1)
+        stops = count < ahead
+        goes_on = ~(stops & is_tight[stop, column])
+        used = np.where(fits_An[stop, column], choice[stop, column] + 1, self.TRIES)
+        self.tries[live] = np.where(count == 0, self.tries[live], 0) + used * (stops & goes_on)
+        return live[goes_on]
+
+    def _draw(self, live, span, tries) -> tuple[np.ndarray, np.ndarray]:
+        """First words and lengths (..., n) int32 of geometric spans, from the addresses (span, try)."""
+        length = draw_lengths(self.rule.length_cdf, draw(self.length_keys[live], span)) - (
+            tries // PATIENCE
+        ).astype(np.int32)
+        # the first span shrinks to one word at worst, which always fits: no sequence with a word stays unmasked
+        length = np.maximum(length, span == 0)
+        bits = draw(self.start_keys[live], (span << 32) + tries)
+        return self.words.maskable[self.word_offset[live] + below(bits, self.word_count[live])], length
+
+    def _clash(self, live, begin, end) -> np.ndarray:
+        """Whether spans (C, n) overlap or touch one of their sequence's: `end` too must not be a word of another."""
+        most = int(self.placed[live].max())
+        taken_begin, taken_end = self.begin_KB[:most, live], self.end_KB[:most, live]
+        return ((taken_begin <= end[:, None]) & (taken_end >= begin[:, None])).any(axis=1)
+
+    def _place(self, sequence, span, begin, end, first, size) -> None:
+        while len(self.begin_KB) <= span.max(initial=-1):
+            more = ((0, 32), (0, 0))
+            self.begin_KB = np.pad(self.begin_KB, more, constant_values=_NOWHERE)
+            self.end_KB = np.pad(self.end_KB, more, constant_values=-1)
+        self.begin_KB[span, sequence], self.end_KB[span, sequence] = begin, end
+        self.found.append((first, size, sequence))
+
+
+def draw_lengths(length_cdf: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Span lengths in words, int32, from random bits (uint64, any shape), by inversion."""
+    return (np.searchsorted(length_cdf, unit(bits), side="right") + 1).astype(np.int32)
+
+
+def list_spans(
+    words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: Sequence[np.ndarray]
+) -> ListedSpans:
+    """Token spans as word spans in random order. spans: per sequence (n, 2) token [start, end), counted without [CLS].
+
+    A span that begins or ends inside a word is widened to the whole word.
+    Raises UserError for a span that is empty or outside its sequence.
+    """
+    count_B = np.array([len(pairs) for pairs in spans], np.int64)
+    cu = np.concatenate([[0], np.cumsum(count_B)])
+    pairs = np.concatenate(
+        [np.asarray(p, np.int64).reshape(-1, 2) for p in spans] or [np.zeros((0, 2), np.int64)]
+    )
+    sequence = np.repeat(np.arange(len(count_B)), count_B)
+    bad = (
+        (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > (np.diff(cu_seqlens) - 2)[sequence])
+    )
+    if bad.any():
+        where = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"span {pairs[where].tolist()} of a sequence of {int(np.diff(cu_seqlens)[sequence[where]]) - 2} tokens is empty "
+            "or outside it: prepare the corpus again with the sidecar that belongs to it."
+        )
+    content = cu_seqlens[:-1][sequence] + 1
+    begin = words.of_token[content + pairs[:, 0]]
+    end = words.of_token[content + pairs[:, 1] - 1] + 1
+    bits = draw(stream(keys_B, LISTED_ORDER)[sequence], np.arange(len(pairs)) - cu[:-1][sequence])
+    order = np.lexsort((bits, sequence))
+    return ListedSpans(begin[order], (end - begin)[order], cu)
+
+
+def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid_word: bool) -> Units:
+    """Whole words in a uniformly random order, up to the first that the budget does not pay (`cut_mid_word`: cut to it).
+
+    A sequence's first word is masked even if it alone exceeds the budget. Masked words may be neighbours, as in BERT's
+    whole-word masking. Over `Words` in which every token is a word, this is subword masking.
+    """
+    count_B = np.diff(words.maskable_cu)
+    # enough words with near certainty; a sequence for which they are not is done again with all of its words
+    share_B = (1.5 * budget_B / np.maximum(words.tokens, 1) * count_B + 8) / np.maximum(count_B, 1)
+    while True:
+        word_BN, present_BN = _lead_of_random_order(words, keys_B, share_B)
+        size_BN = np.where(present_BN, words.first[word_BN + 1] - words.first[word_BN], 0)
+        after_BN = budget_B[:, None] - np.cumsum(size_BN, axis=1)
+        lacks_B = (after_BN[:, -1] > 0) & (share_B < 1)
+        if not lacks_B.any():
+            break
+        share_B = np.where(lacks_B, 1.0, share_B)
+    left_BN = after_BN + size_BN
+    if cut_mid_word:
+        keep_BN = present_BN & (left_BN > 0)
+        size_BN = np.minimum(size_BN, left_BN)
+    else:
+        keep_BN = present_BN & (after_BN >= 0)
+        keep_BN[:, 0] = present_BN[:, 0]
+    row, column = np.nonzero(keep_BN)
+    word = word_BN[row, column]
+    order = np.argsort(word)
+    row, column = row[order], column[order]
+    return Units(words.first[word[order]].astype(np.int64), size_BN[row, column].astype(np.int64), row)
+
+
+def _lead_of_random_order(
+    words: Words, keys_B: np.ndarray, share_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first maskable words of each sequence in a random order: word (B, N), and whether there is one (B, N).
+
+    The order is that of random numbers at the addresses of the words; only the numbers below `share_B` of their range
+    are sorted. These lead the order, so the share decides how many words come out and never which.
+    """
+    count_B = np.diff(words.maskable_cu)
+    sequence_C = np.repeat(np.arange(len(count_B)), count_B)
+    place_C = np.arange(len(sequence_C)) - words.maskable_cu[sequence_C]
+    bits_C = draw(stream(keys_B, UNIT_ORDER)[sequence_C], place_C)
+    threshold_B = np.ceil(np.minimum(share_B, 1.0) * 2.0**32).astype(np.int64)
+    kept = np.flatnonzero((bits_C >> np.uint64(32)).view(np.int64) < threshold_B[sequence_C])
+    row = sequence_C[kept]
+    kept_B = np.bincount(row, minlength=len(count_B))
+    column = np.arange(len(kept)) - (np.cumsum(kept_B) - kept_B)[row]
+    # 40 random bits, then the place: one sort of numbers orders the words, breaks ties and carries the answer
+    place_mask, none = np.uint64(2**24 - 1), np.uint64(2**64 - 1)
+    lead_BN = np.full((len(count_B), max(1, kept_B.max(initial=0))), none, np.uint64)
+    lead_BN[row, column] = (bits_C[kept] & ~place_mask) | place_C[kept].astype(np.uint64)
+    lead_BN.sort(axis=1)
+    present_BN = lead_BN != none
+    candidate_BN = (lead_BN & place_mask).view(np.int64) + words.maskable_cu[:-1, None]
+    return words.maskable[np.where(present_BN, candidate_BN, 0)], present_BN
