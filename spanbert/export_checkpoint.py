@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -36,9 +36,9 @@ TASKS = {
 class ExportConfig:
     """Write a Hugging Face folder (config.json, model.safetensors, tokenizer) from a run, a checkpoint or a model."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Run folder, one of its checkpoints, or a model folder."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write; must not exist yet."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the stored weights."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -52,9 +52,9 @@ PADDING_MULTIPLE, LARGEST_PADDING = 8, 128
 class ImportConfig:
     """Bring in a BERT or SpanBERT checkpoint: a Hugging Face folder, the authors' file, or a fairseq checkpoint."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder with model.safetensors or pytorch_model.bin (whole or in shards), or one .safetensors / torch-saved file."""
-    output: tyro.conf.Positional[Path]
+    output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Model folder to write; must not exist yet."""
     vocab: Path | None = None
     """vocab.txt, tokenizer.json or a folder with one; by default what lies beside the weights."""
