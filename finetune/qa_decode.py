@@ -1,0 +1,135 @@
+"""From start and end logits to answers: n-best spans per question, the null score, exact substrings (§5).
+
+A span is scored start logit + end logit. Every pair with end ≥ start and at most `max_answer` pieces is looked at,
+not only pairs of the best starts and ends, so the n-best list is exact. A start counts in one window only, the one
+with most context around it (see `QuestionSet.owned_ranges`), so no span comes twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from finetune.qa_windows import QuestionSet
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How answers are chosen."""
+
+    n_best: int = 20
+    """Spans kept for each question."""
+    max_answer: int = 30
+    """Longest answer, in pieces."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A span of the context: text == context[start:end]."""
+
+    text: str
+    start: int
+    end: int
+    score: float  # start logit + end logit
+    probability: float  # softmax of the scores over the n-best list, and over the null score where it may be chosen
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All that is known about one question: its best spans, best first, and the score of answering nothing."""
+
+    id: str
+    candidates: tuple[Candidate, ...]
+    null_score: float
+
+    @property
+    def null_odds(self) -> float:
+        """Null score − best span score: the higher, the likelier that there is no answer."""
+        return self.null_score - self.candidates[0].score
+
+    def answer(self, threshold: float | None) -> str:
+        """The best span's text; "" when the null odds exceed `threshold`. None: always a span (SQuAD 1.1)."""
+        if threshold is not None and self.null_odds > threshold:
+            return ""
+        return self.candidates[0].text
+
+
+def best_pairs(start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: int) -> tuple[np.ndarray, ...]:
+    """The `n_best` best (start, end) pairs with start ≤ end < start + max_answer, best first.
+
+    start_N: scores of the first N positions as starts; end_M: scores of M ≥ N positions as ends.
+    Returns (starts, ends, scores), each of min(n_best, number of pairs); ties go to the earlier, then shorter span.
+    """
+    starts = len(start_N)
+    padded = np.concatenate([end_M, np.full(max_answer, -np.inf, dtype=end_M.dtype)])
+    scores = (start_N[:, None] + sliding_window_view(padded, max_answer)[:starts]).ravel()
+    keep = min(n_best, scores.size)
+    worst = np.partition(scores, scores.size - keep)[scores.size - keep]
+    chosen = np.flatnonzero(scores >= worst)
+    chosen = chosen[np.argsort(-scores[chosen], kind="stable")][:keep]
+    chosen = chosen[np.isfinite(scores[chosen])]
+    return chosen // max_answer, chosen // max_answer + chosen % max_answer, scores[chosen]
+
+
+def decode_question(
+    questions: QuestionSet,
+    question: int,
+    windows: range,
+    logits: list[tuple[np.ndarray, np.ndarray]],
+    config: DecodeConfig,
+    *,
+    null_allowed: bool,
+) -> Decoded:
+    """Merge the windows of one question. `logits`: for each window its start and end logits, (tokens,) float each."""
+    assert questions.contexts is not None and questions.context_offsets is not None
+    owned_first, owned_last = questions.owned_ranges
+    context = int(questions.context_of_Q[question])
+    skip = int(questions.question_bounds[question + 1] - questions.question_bounds[question]) + 2
+    found: list[tuple[float, int, int]] = []
+    null_score = math.inf
+    for window, (start, end) in zip(windows, logits, strict=True):
+        null_score = min(null_score, float(start[0]) + float(end[0]))
+        first, count = int(questions.window_first[window]), int(questions.window_count[window])
+        low, high = int(owned_first[window]) - first, int(owned_last[window]) - first + 1
+        begins, ends, scores = best_pairs(
+            start[skip + low : skip + high], end[skip + low : skip + count], config.max_answer, config.n_best
+        )
+        shift = first + low
+        found += zip(scores.tolist(), (begins + shift).tolist(), (ends + shift).tolist(), strict=True)
+    found.sort(key=lambda item: (-item[0], item[1], item[2]))
+
+    text = questions.contexts[context]
+    base = int(questions.context_bounds[context])
+    spans, seen = [], set()
+    for score, begin, last in found:
+        from_, to = int(questions.context_offsets[base + begin, 0]), int(questions.context_offsets[base + last, 1])
+        if text[from_:to] not in seen:  # a text that occurs twice is listed once, where it scores best
+            seen.add(text[from_:to])
+            spans.append((score, from_, to))
+        if len(spans) == config.n_best:
+            break
+    scores = [score for score, _, _ in spans]
+    shares = softmax([*scores, null_score] if null_allowed else scores)
+    candidates = tuple(
+        Candidate(text[from_:to], from_, to, score, share)
+        for (score, from_, to), share in zip(spans, shares, strict=False)
+    )
+    return Decoded(questions.ids[question], candidates, null_score)
+
+
+def softmax(scores: list[float]) -> list[float]:
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def windows_by_question(questions: QuestionSet) -> Iterator[tuple[int, range]]:
+    """(question, its windows) in order."""
+    bounds = np.searchsorted(questions.window_question, np.arange(len(questions) + 1))
+    for question in range(len(questions)):
+        yield question, range(int(bounds[question]), int(bounds[question + 1]))

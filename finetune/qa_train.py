@@ -1,0 +1,130 @@
+"""`spanbert finetune qa`: the fine-tuning loop, top to bottom (§5).
+
+Nothing random is consumed on the way: the order of the windows is a function of (seed, epoch), dropout of (seed, step,
+micro-batch). A resumed run needs weights, optimizer state and a step number only, and on a CPU ends bit-identical to
+one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetune.qa_config import FinetuneQAConfig
+from finetune.qa_loss import qa_loss_sum
+from finetune.qa_predict import Machine, to_device
+from finetune.qa_session import QASession, read_training_set, start_model
+from finetune.stop_request import StopRequest
+from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
+from spanbert.encoder import count_parameters
+from spanbert.errors import UserError
+from spanbert.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    """The windows of an epoch in training order: a permutation that depends on (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(windows)
+
+
+def step_windows(step: int, windows: int, lengths_W: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """The windows of optimizer step `step` (from 0), longest first: neighbours of one length share attention calls.
+
+    The last step of an epoch has what is left. Order within a step does not change its gradient.
+    """
+    steps_per_epoch = -(-windows // batch_size)
+    epoch, place = divmod(step, steps_per_epoch)
+    chosen = epoch_order(windows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+    return chosen[np.argsort(-lengths_W[chosen], kind="stable")]
+
+
+def dropout_key(seed: int, step: int, part: int) -> int:
+    """A 63-bit seed for the dropout of one forward pass, a hash of its address."""
+    high, low = np.random.SeedSequence([seed, step, part]).generate_state(2)
+    return (int(high) << 31) ^ int(low)
+
+
+def run_finetune_qa(config: FinetuneQAConfig) -> None:
+    """Train, evaluate, and leave OUTPUT/model, which `evaluate qa` and `ask` take."""
+    # the machine
+    config.check()
+    tune_allocator()
+    device = choose_device(config.device)
+    machine = Machine(device, choose_precision(device, config.precision))
+
+    # the model and the windows
+    model, tokenizer = start_model(config, device)
+    session = QASession(config, model, tokenizer, machine)
+    questions, report = read_training_set(config, tokenizer)
+    session.read_dev()  # a malformed dev file should be known before the training, not after it
+    labels_W2, lengths_W = questions.labels(), questions.window_lengths_W
+    steps_per_epoch = -(-questions.windows // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    micro_batch = config.micro_batch_size or config.batch_size
+
+    # the optimizer and the run's folder; --resume puts both back
+    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay)
+    step = session.open(optimizer, report)
+    print(
+        f"{count_parameters(model):,} parameters · {len(questions):,} questions in {questions.windows:,} windows · "
+        f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {machine.precision} · "
+        f"attention: {model.encoder.backend} · {describe(device)}"
+    )
+
+    parameters = list(model.parameters())
+    model.train()
+    bar = tqdm(total=total_steps, initial=step, unit=" steps", desc="training", dynamic_ncols=True)
+    loss_sum, loss_windows, tokens, clock = 0.0, 0, 0, time.perf_counter()
+    with StopRequest() as stop:
+        while step < total_steps and not stop.requested:
+            # one optimizer step: the gradient of the mean loss of its windows
+            lr = config.lr * linear_schedule((step + 1) / (total_steps + 1), config.warmup)
+            set_learning_rate(optimizer, lr)
+            windows = step_windows(step, questions.windows, lengths_W, config.batch_size, config.seed)
+            for part, begin in enumerate(range(0, len(windows), micro_batch)):
+                chosen = windows[begin : begin + micro_batch]
+                packed = questions.packed(chosen)
+                inputs = to_device(packed, device)
+                torch.manual_seed(dropout_key(config.seed, step, part))
+                model.encoder.dropout_seed = dropout_key(config.seed, step, part)
+                with autocast(device, machine.precision):
+                    start_T, end_T = model(*inputs)
+                labels_B2 = torch.from_numpy(labels_W2[chosen]).to(device)
+                loss = qa_loss_sum(start_T, end_T, inputs[1], packed.max_seqlen, labels_B2)
+                (loss / len(windows)).backward()
+                loss_sum += loss.item()
+                tokens += len(packed.input_ids_T)
+            norm = clip_gradients(parameters, config.clip_norm)
+            if not torch.isfinite(norm):
+                raise UserError(
+                    f"step {step + 1}: the gradient is not finite; lower --lr, or use --precision fp32. "
+                    "The last checkpoint stands."
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            loss_windows += len(windows)
+            bar.update()
+
+            # report, evaluate, save
+            if step % config.log_every == 0 or step == total_steps:
+                seconds = time.perf_counter() - clock
+                values = {"loss": loss_sum / loss_windows, "lr": lr, "gradient_norm": float(norm)}
+                speed = {"windows_per_second": loss_windows / seconds, "tokens_per_second": tokens / seconds}
+                session.run.log(step, "train", epoch=step / steps_per_epoch, **values, **speed)
+                bar.set_postfix(session.postfix(values, speed, len(questions) / questions.windows), refresh=False)
+                loss_sum, loss_windows, tokens, clock = 0.0, 0, 0, time.perf_counter()
+            if step % steps_per_epoch == 0 and step < total_steps and config.evaluate_each_epoch:
+                session.evaluate(step)
+                clock = time.perf_counter()
+            if step % config.save_every == 0 or step == total_steps or stop.requested:
+                session.save(step, optimizer)
+    bar.close()
+    if step < total_steps:
+        print(f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume")
+        return
+    session.finish(step)
