@@ -1,0 +1,11 @@
+"""Fused kernels for encoders over packed (ragged) batches: variable-length attention and the LayerNorm family.
+
+Needs torch, and triton for anything on a GPU. Nothing here imports the model: take the folder as it is.
+Each kernel is five things: a reference in plain PyTorch (the law, and what runs on a CPU), the Triton kernel, its
+launcher, a `torch.library` op with autograd, and a test. `python -m kernels.aot` compiles everything without a GPU.
+"""
+
+from kernels.attention import attention_varlen, attention_varlen_qkv
+from kernels.attention_tiles import AttentionPlan, attention_plan
+
+__all__ = ["AttentionPlan", "attention_plan", "attention_varlen", "attention_varlen_qkv"]

@@ -1,0 +1,97 @@
+"""Attention forward: one program per (tile of queries, head), the keys streamed past it with an online softmax.
+
+After Dao, "FlashAttention-2" (2023, §3.1), for packed batches. docs/kernels.md derives the recurrence.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.dropout_kernel import keep_rows
+
+
+@triton.jit
+def attention_forward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    tiles_ptr,
+    seed_ptr,
+    q_stride_t,
+    q_stride_h,
+    k_stride_t,
+    k_stride_h,
+    v_stride_t,
+    v_stride_h,
+    out_stride_t,
+    out_stride_h,
+    total,
+    scale_log2,
+    threshold,
+    keep_scale,
+    HEAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`tiles_ptr`: (slots, 4) int32 of kernels.attention_tiles; grid (heads, slots), so long tiles of all heads go first.
+
+    Scores are kept in base 2 (scale_log2 = scale · log2 e): exp2 is one instruction. `lse_ptr` (heads, total) receives
+    m + log2(l), fp32. Strides are in elements; the last dimension has stride 1.
+    """
+    head = tl.program_id(0)
+    slot = tl.program_id(1)
+    row_start = tl.load(tiles_ptr + 4 * slot)
+    row_end = tl.load(tiles_ptr + 4 * slot + 1)
+    key_start = tl.load(tiles_ptr + 4 * slot + 2)
+    key_end = tl.load(tiles_ptr + 4 * slot + 3)
+    if row_start >= row_end:  # the table is as long as the worst case: unused slots end here
+        return
+
+    # Products that can pass 2³¹ are scalars in int64; offsets inside a tile are small and stay int32.
+    q_base = q_ptr + row_start.to(tl.int64) * q_stride_t + head.to(tl.int64) * q_stride_h
+    k_base = k_ptr + key_start.to(tl.int64) * k_stride_t + head.to(tl.int64) * k_stride_h
+    v_base = v_ptr + key_start.to(tl.int64) * v_stride_t + head.to(tl.int64) * v_stride_h
+    out_base = out_ptr + row_start.to(tl.int64) * out_stride_t + head.to(tl.int64) * out_stride_h
+
+    rows = tl.arange(0, TILE)
+    keys = tl.arange(0, BLOCK)
+    dims = tl.arange(0, HEAD_DIM)
+    row_in = rows < row_end - row_start
+    q = tl.load(q_base + rows[:, None] * q_stride_t + dims[None, :], mask=row_in[:, None], other=0.0)
+    k_offsets = keys[:, None] * k_stride_t + dims[None, :]
+    v_offsets = keys[:, None] * v_stride_t + dims[None, :]
+
+    m = tl.full((TILE,), float("-inf"), tl.float32)  # running maximum of the scaled scores
+    l = tl.zeros((TILE,), tl.float32)  # running Σ exp2(score − m)
+    acc = tl.zeros((TILE, HEAD_DIM), tl.float32)  # running Σ exp2(score − m) · V
+    length = key_end - key_start
+    for start in range(0, length, BLOCK):
+        key_in = start + keys < length
+        step = tl.cast(start, tl.int64)
+        k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if start + BLOCK > length:  # only the last block can hold keys that are not there
+            s = tl.where(key_in[None, :], s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
+        p = tl.exp2(s * scale_log2 - m_new[:, None])
+        rescale = tl.exp2(m - m_new)
+        l = l * rescale + tl.sum(p, 1)
+        if DROPOUT:  # after the sum: dropout acts on the normalised probabilities
+            keep = keep_rows(seed_ptr, head, row_start + rows, start // 32, threshold, BLOCK, 0)
+            p = tl.where(keep, p, 0.0)
+        acc = acc * rescale[:, None]
+        v = tl.load(v_base + step * v_stride_t + v_offsets, mask=key_in[:, None], other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        m = m_new
+
+    empty = l == 0.0  # a row without a key: zeros, not 0/0
+    inverse = tl.where(empty, 0.0, keep_scale / tl.where(empty, 1.0, l))
+    out = (acc * inverse[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_base + rows[:, None] * out_stride_t + dims[None, :], out, mask=row_in[:, None])
+    lse = tl.where(empty, 0.0, m + tl.log2(tl.where(empty, 1.0, l)))
+    tl.store(lse_ptr + head.to(tl.int64) * total + row_start + rows, lse, mask=row_in)
