@@ -1,4 +1,9 @@
-"""Span masking (§3.1): which tokens of a packed batch are hidden, and what stands in their place."""
+"""Span masking (§3.1): which tokens of a packed batch are hidden, and what stands in their place.
+
+A mask is a pure function of (seed, epoch, sequence index) and the sequence's own tokens, so that it is the same on any
+worker, rank and batch size and after any resume. What is masked is chosen in
+span_choice.py and word_choice.py, with the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +12,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pretrain.counter_rng import draw, sequence_keys, stream, unit
-from pretrain.span_choice import SpanRule, Units, choose_spans, choose_words, find_words, list_spans
+from pretrain.span_choice import SpanRule, choose_spans, list_spans
+from pretrain.word_choice import Units, choose_words, find_words
 from spanbert.errors import UserError
 
-# purposes of the streams that replace tokens; those that choose spans are numbered in span_choice.py
+# purposes of the streams that replace tokens; those that choose spans and words are numbered there
 _ACTION, _REPLACEMENT = 16, 17
 
 
@@ -59,11 +65,12 @@ class MaskedBatch(NamedTuple):
 
 
 class Masker:
-    """Masks packed batches; immutable after construction, so any number of threads and workers may share one.
+    """Masks packed batches. Immutable after construction, so that any number of workers may share one.
 
-    starts_word (V,) bool: whether a token id is a word's first piece. special_ids: ids that are never masked nor drawn.
-    unigram_counts (V,): occurrences of each id in the training text.
-    Raises UserError when no token has a count to draw random replacements from.
+    starts_word (V,) bool: whether a token id is a word's first piece. special_ids: ids that are never masked and never
+    put in place of a token. unigram_counts (V,): how often each id occurs in the training text. seed: any integer.
+    sbo_positions: rows of the SBO's position table; targets further into their span have no SBO target.
+    Raises UserError when the counts are not those of this vocabulary, or all are zero.
     """
 
     def __init__(
@@ -107,10 +114,19 @@ class Masker:
         indices: np.ndarray,
         spans: Sequence[np.ndarray] | None = None,
     ) -> MaskedBatch:
-        """flat_ids (T,) ints, cu_seqlens (B + 1,), epoch: a number or (B,); indices (B,)
-        sequence numbers; spans: per sequence, (n, 2) token
-        (start, end) pairs counted without [CLS], for the schemes `entities` and `noun_phrases`."""
+        """Mask B sequences that lie end to end, each with its [CLS] and [SEP].
+
+        flat_ids (T,) and cu_seqlens (B + 1,) are integers of any kind and stay as they are; epoch is one number or (B,)
+        numbers, indices (B,) the numbers of the sequences in the corpus. spans, for the schemes `entities` and
+        `noun_phrases`: for each sequence its (n, 2) token spans [start, end), counted without [CLS].
+        Raises UserError when such a scheme gets no spans or one outside its sequence, and ValueError when a sequence
+        has no room for two specials or the numbers of sequences and indices differ.
+        """
         cu_seqlens = np.asarray(cu_seqlens).astype(np.int32)
+        if len(indices) != len(cu_seqlens) - 1 or (np.diff(cu_seqlens) < 2).any():
+            raise ValueError(
+                "expected one index per sequence, and sequences of at least two tokens ([CLS], [SEP])"
+            )
         input_ids = np.array(flat_ids, np.int64)
         keys = sequence_keys(self.seed, epoch, indices)
         scheme = self.config.scheme
@@ -123,7 +139,7 @@ class Masker:
             if scheme in ("entities", "noun_phrases"):
                 if spans is None:
                     raise UserError(
-                        f"scheme {scheme} needs the spans of a tagger: prepare the corpus with a sidecar of spans."
+                        f"scheme {scheme} needs a tagger's spans: prepare the corpus with a sidecar of spans."
                     )
                 listed = list_spans(words, cu_seqlens, keys, spans)
             units = choose_spans(words, budget, keys, self._rule, listed)
@@ -132,7 +148,12 @@ class Masker:
     def _corrupt(
         self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units
     ) -> MaskedBatch:
-        """Units become targets; what stands in their place is decided once per unit. Overwrites `input_ids`."""
+        """Make targets of the units' tokens and replace them: 80 % [MASK], 10 % random tokens, 10 % as they were.
+
+        The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked, per
+        word in whole-word masking, per token in subword masking (as in BERT). Each random token is drawn for itself.
+        Overwrites `input_ids`.
+        """
         first, size, sequence = units
         unit_M = np.repeat(np.arange(len(first)), size)
         total = len(unit_M)
@@ -159,8 +180,11 @@ class Masker:
         span_left, span_right = positions[span_first] - 1, positions[span_last] + 1
         has_sbo = target_offset < self.sbo_positions
         if not self.config.special_boundaries:
-            meets_special = self._special[input_ids[span_left]] | self._special[input_ids[span_right]]
-            has_sbo &= ~meets_special[target_span]
+            span_sequence = sequence[unit_M[span_first]]
+            at_edge = (span_left == cu_seqlens[span_sequence]) | (
+                span_right == cu_seqlens[span_sequence + 1] - 1
+            )
+            has_sbo &= ~at_edge[target_span]
         return MaskedBatch(
             input_ids=input_ids,
             cu_seqlens=cu_seqlens,

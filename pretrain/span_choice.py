@@ -1,19 +1,24 @@
-"""Choosing what to mask: words of a packed batch, spans of words, single words or single tokens.
+"""Choosing spans of words to mask, by the paper's procedure (§3.1) to the letter.
 
-Spans follow the paper's procedure (§3.1) to the letter, one sequence at a time in meaning:
+In meaning, for each sequence by itself:
 
     span k = 0, 1, 2 …, while tokens are left in the budget:
         draw its length in words from the truncated geometric distribution
         draw a start, uniform over the sequence's words
-        shorten the span to the whole words that the budget still pays: the last span; none at all: stop
-        while it leaves the sequence, or overlaps or touches a span that is there: draw another start, keep the length
+        shorten the span to the whole words that the budget still pays; it is then the last; none at all: stop
+        if it leaves the sequence, or overlaps or touches a span that is there: draw another start, keep the length
 
-Redrawing the start and never the length is what keeps the lengths distributed as drawn: dropping the whole draw would
-favour short spans as the sequence fills. (The number of spans is a stopping time, so by Wald's identity the lengths of
-all placed spans, the last one counted as drawn, follow the truncated geometric exactly.) Every draw has an address,
-(span k, try r), so the loop need not run one draw at a time: `choose_spans` guesses that the next few spans of every
-sequence will all fit at their first try, keeps each sequence's prefix that does, and goes on from the first that does
-not. The outcome is that of the sequential loop, whatever the number of guesses and the rest of the batch.
+Redrawing the start and never the length is what keeps lengths distributed as drawn: dropping the whole draw would favour
+short spans as the sequence fills. The number of spans is a stopping time of the drawn lengths, so that (Wald's identity)
+the lengths of all placed spans, the last one counted as drawn, follow the truncated geometric exactly. To leave the
+last one out would look neater and be wrong: long spans are more often the ones that reach the end of the budget.
+Drawing lengths first and then one arrangement of all spans ("stars and bars") needs no redraws, but what a span costs in
+tokens depends on where it falls, and spans that the budget shortens would be placed as if they were long.
+
+Every draw has an address, (span k, try r), so the loop need not run one draw at a time. `place_ahead` takes the next 8
+spans of all sequences at once as if they were not in each other's way, keeps of each sequence what comes before the
+first that is, and goes on from there; `place_next` is the loop's body. The outcome is the sequential loop's, bit by bit,
+whatever else is in the batch; a test holds it against the loop written out.
 """
 
 from collections.abc import Sequence
@@ -23,33 +28,15 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.counter_rng import below, draw, stream, unit
+from pretrain.word_choice import Units, Words
 from spanbert.errors import UserError
 
 # purposes of the streams that place spans
-LENGTH, START, KIND, LISTED_ORDER, UNIT_ORDER = range(5)
+LENGTH, START, KIND, LISTED_ORDER = range(4)
 # A length whose start was refused this often loses a word. At 15 % masked about 4 in 10 starts are refused at the end
 # of the budget, so this decides (0.4^16 = 4e-7) only where no start exists: tiny texts, or very high mask shares.
 PATIENCE = 16
 _NOWHERE = np.iinfo(np.int32).max
-
-
-class Words(NamedTuple):
-    """The words of a packed batch of T tokens: W words, C of them maskable. Specials are words of one token."""
-
-    first: np.ndarray  # (W + 1,) int32, packed index of each word's first token, then T
-    of_token: np.ndarray  # (T + 1,) int32, word of each token, then W
-    unmaskable_before: np.ndarray  # (W + 1,) int32, how many words before this one may not be masked
-    maskable: np.ndarray  # (C,) int32, words that may be masked
-    maskable_cu: np.ndarray  # (B + 1,) int64, where each sequence's entries of `maskable` begin
-    tokens: np.ndarray  # (B,) int64, maskable tokens of each sequence
-
-
-class Units(NamedTuple):
-    """What is masked, ascending: U runs of tokens, each decided on as one."""
-
-    first: np.ndarray  # (U,) int64, packed index of the first token
-    size: np.ndarray  # (U,) int64, tokens
-    sequence: np.ndarray  # (U,) int64, 0 … B - 1
 
 
 class ListedSpans(NamedTuple):
@@ -66,35 +53,6 @@ class SpanRule:
 
     length_cdf: np.ndarray
     cut_mid_word: bool
-
-
-def find_words(
-    ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray
-) -> Words:
-    """Word boundaries from ids alone. The first and last token of each sequence are unmaskable whatever they are."""
-    total = len(ids_T)
-    begins = cu_seqlens[:-1]
-    special_T = special_V[ids_T]
-    special_T[begins] = True
-    special_T[cu_seqlens[1:] - 1] = True
-    starts_T = starts_word_V[ids_T]
-    starts_T |= special_T
-    starts_T[1:] |= special_T[:-1]  # a block may begin in the middle of a word: the rest of it is a word here
-    of_token = np.empty(total + 1, np.int32)
-    np.cumsum(starts_T, dtype=np.int32, out=of_token[:-1])
-    of_token[:-1] -= 1
-    word_first = np.flatnonzero(starts_T)
-    first = np.empty(len(word_first) + 1, np.int32)
-    first[:-1], first[-1] = word_first, total
-    of_token[-1] = len(word_first)
-    unmaskable_W = special_T[word_first]
-    unmaskable_before = np.zeros(len(first), np.int32)
-    np.cumsum(unmaskable_W, dtype=np.int32, out=unmaskable_before[1:])
-    maskable = np.flatnonzero(~unmaskable_W).astype(np.int32)
-    word_cu = of_token[cu_seqlens].astype(np.int64)
-    specials_cu = unmaskable_before[word_cu]
-    tokens = np.diff(cu_seqlens).astype(np.int64) - np.diff(specials_cu)
-    return Words(first, of_token, unmaskable_before, maskable, word_cu - specials_cu, tokens)
 
 
 def choose_spans(
@@ -121,10 +79,17 @@ def choose_spans(
 class _Progress:
     """The spans that each of B sequences has so far, and where each goes on. n: the sequences a call works on."""
 
-    TRIES = 4  # starts looked at together
+    TRIES = 3  # starts looked at together
     AHEAD = 8  # spans looked at together
 
-    def __init__(self, words, budget_B, keys_B, rule, listed):
+    def __init__(
+        self,
+        words: Words,
+        budget_B: np.ndarray,
+        keys_B: np.ndarray,
+        rule: SpanRule,
+        listed: ListedSpans | None,
+    ):
         self.words, self.rule, self.listed = words, rule, listed
         self.left = budget_B.astype(np.int32)
         self.placed = np.zeros(len(budget_B), np.int64)
@@ -137,9 +102,8 @@ class _Progress:
         self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64),) * 3]
 
     def units(self) -> Units:
-        first, size, sequence = (
-            np.concatenate(part).astype(np.int64) for part in zip(*self.found, strict=True)
-        )
+        parts = zip(*self.found, strict=True)
+        first, size, sequence = (np.concatenate(part).astype(np.int64) for part in parts)
         order = np.argsort(first)
         return Units(first[order], size[order], sequence[order])
 
@@ -150,9 +114,8 @@ class _Progress:
         is_listed = np.zeros(live.size, bool)
         if self.listed is not None:
             remaining = self.listed.cu[1:][live] - self.next_listed[live]
-            is_listed = (draw(self.kind_keys[live], self.placed[live]) >> np.uint64(63) == 1) & (
-                remaining > 0
-            )
+            heads = unit(draw(self.kind_keys[live], self.placed[live])) < 0.5
+            is_listed = heads & (remaining > 0)
             turn = (self.next_listed[live] + np.minimum(tries_R1, remaining - 1))[:, is_listed]
             begin[:, is_listed], length[:, is_listed] = self.listed.begin[turn], self.listed.words[turn]
 
@@ -181,9 +144,8 @@ class _Progress:
         decided = decides[choice, column]
         accepted = decided & fits[choice, column]
         hit = np.flatnonzero(accepted)
-        self._place(
-            live[hit], self.placed[live[hit]], *(x[choice[hit], hit] for x in (begin, end, first, size))
-        )
+        chosen = (x[choice[hit], hit] for x in (begin, end, first, size))
+        self._place(live[hit], self.placed[live[hit]], *chosen)
         self.placed[live] += accepted
         self.left[live] -= size[choice, column] * accepted
         used = np.where(decided, choice + 1, self.TRIES)
@@ -233,23 +195,24 @@ class _Progress:
         self.tries[live] = np.where(count == 0, self.tries[live], 0) + used * (stops & goes_on)
         return live[goes_on]
 
-    def _draw(self, live, span, tries) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, live: np.ndarray, span: np.ndarray, tries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First words and lengths (..., n) int32 of geometric spans, from the addresses (span, try)."""
-        length = draw_lengths(self.rule.length_cdf, draw(self.length_keys[live], span)) - (
-            tries // PATIENCE
-        ).astype(np.int32)
+        length = draw_lengths(self.rule.length_cdf, draw(self.length_keys[live], span))
+        length = length - (tries // PATIENCE).astype(np.int32)
         # the first span shrinks to one word at worst, which always fits: no sequence with a word stays unmasked
         length = np.maximum(length, span == 0)
         bits = draw(self.start_keys[live], (span << 32) + tries)
         return self.words.maskable[self.word_offset[live] + below(bits, self.word_count[live])], length
 
-    def _clash(self, live, begin, end) -> np.ndarray:
+    def _clash(self, live: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Whether spans (C, n) overlap or touch one of their sequence's: `end` too must not be a word of another."""
         most = int(self.placed[live].max())
         taken_begin, taken_end = self.begin_KB[:most, live], self.end_KB[:most, live]
         return ((taken_begin <= end[:, None]) & (taken_end >= begin[:, None])).any(axis=1)
 
-    def _place(self, sequence, span, begin, end, first, size) -> None:
+    def _place(self, sequence: np.ndarray, span: np.ndarray, *where: np.ndarray) -> None:
+        """Write down each sequence's span number `span`: begin and end word, first token, size in tokens."""
+        begin, end, first, size = where
         while len(self.begin_KB) <= span.max(initial=-1):
             more = ((0, 32), (0, 0))
             self.begin_KB = np.pad(self.begin_KB, more, constant_values=_NOWHERE)
@@ -273,18 +236,15 @@ def list_spans(
     """
     count_B = np.array([len(pairs) for pairs in spans], np.int64)
     cu = np.concatenate([[0], np.cumsum(count_B)])
-    pairs = np.concatenate(
-        [np.asarray(p, np.int64).reshape(-1, 2) for p in spans] or [np.zeros((0, 2), np.int64)]
-    )
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *(np.asarray(p).reshape(-1, 2) for p in spans)])
     sequence = np.repeat(np.arange(len(count_B)), count_B)
-    bad = (
-        (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > (np.diff(cu_seqlens) - 2)[sequence])
-    )
-    if bad.any():
-        where = int(np.flatnonzero(bad)[0])
+    tokens = np.diff(cu_seqlens)[sequence] - 2
+    is_wrong = (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > tokens)
+    if is_wrong.any():
+        wrong = int(is_wrong.argmax())
         raise UserError(
-            f"span {pairs[where].tolist()} of a sequence of {int(np.diff(cu_seqlens)[sequence[where]]) - 2} tokens is empty "
-            "or outside it: prepare the corpus again with the sidecar that belongs to it."
+            f"span {pairs[wrong].tolist()} is empty or outside its sequence of {tokens[wrong]} tokens: "
+            "prepare the corpus again with the sidecar that belongs to it."
         )
     content = cu_seqlens[:-1][sequence] + 1
     begin = words.of_token[content + pairs[:, 0]]
@@ -292,61 +252,3 @@ def list_spans(
     bits = draw(stream(keys_B, LISTED_ORDER)[sequence], np.arange(len(pairs)) - cu[:-1][sequence])
     order = np.lexsort((bits, sequence))
     return ListedSpans(begin[order], (end - begin)[order], cu)
-
-
-def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid_word: bool) -> Units:
-    """Whole words in a uniformly random order, up to the first that the budget does not pay (`cut_mid_word`: cut to it).
-
-    A sequence's first word is masked even if it alone exceeds the budget. Masked words may be neighbours, as in BERT's
-    whole-word masking. Over `Words` in which every token is a word, this is subword masking.
-    """
-    count_B = np.diff(words.maskable_cu)
-    # enough words with near certainty; a sequence for which they are not is done again with all of its words
-    share_B = (1.5 * budget_B / np.maximum(words.tokens, 1) * count_B + 8) / np.maximum(count_B, 1)
-    while True:
-        word_BN, present_BN = _lead_of_random_order(words, keys_B, share_B)
-        size_BN = np.where(present_BN, words.first[word_BN + 1] - words.first[word_BN], 0)
-        after_BN = budget_B[:, None] - np.cumsum(size_BN, axis=1)
-        lacks_B = (after_BN[:, -1] > 0) & (share_B < 1)
-        if not lacks_B.any():
-            break
-        share_B = np.where(lacks_B, 1.0, share_B)
-    left_BN = after_BN + size_BN
-    if cut_mid_word:
-        keep_BN = present_BN & (left_BN > 0)
-        size_BN = np.minimum(size_BN, left_BN)
-    else:
-        keep_BN = present_BN & (after_BN >= 0)
-        keep_BN[:, 0] = present_BN[:, 0]
-    row, column = np.nonzero(keep_BN)
-    word = word_BN[row, column]
-    order = np.argsort(word)
-    row, column = row[order], column[order]
-    return Units(words.first[word[order]].astype(np.int64), size_BN[row, column].astype(np.int64), row)
-
-
-def _lead_of_random_order(
-    words: Words, keys_B: np.ndarray, share_B: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first maskable words of each sequence in a random order: word (B, N), and whether there is one (B, N).
-
-    The order is that of random numbers at the addresses of the words; only the numbers below `share_B` of their range
-    are sorted. These lead the order, so the share decides how many words come out and never which.
-    """
-    count_B = np.diff(words.maskable_cu)
-    sequence_C = np.repeat(np.arange(len(count_B)), count_B)
-    place_C = np.arange(len(sequence_C)) - words.maskable_cu[sequence_C]
-    bits_C = draw(stream(keys_B, UNIT_ORDER)[sequence_C], place_C)
-    threshold_B = np.ceil(np.minimum(share_B, 1.0) * 2.0**32).astype(np.int64)
-    kept = np.flatnonzero((bits_C >> np.uint64(32)).view(np.int64) < threshold_B[sequence_C])
-    row = sequence_C[kept]
-    kept_B = np.bincount(row, minlength=len(count_B))
-    column = np.arange(len(kept)) - (np.cumsum(kept_B) - kept_B)[row]
-    # 40 random bits, then the place: one sort of numbers orders the words, breaks ties and carries the answer
-    place_mask, none = np.uint64(2**24 - 1), np.uint64(2**64 - 1)
-    lead_BN = np.full((len(count_B), max(1, kept_B.max(initial=0))), none, np.uint64)
-    lead_BN[row, column] = (bits_C[kept] & ~place_mask) | place_C[kept].astype(np.uint64)
-    lead_BN.sort(axis=1)
-    present_BN = lead_BN != none
-    candidate_BN = (lead_BN & place_mask).view(np.int64) + words.maskable_cu[:-1, None]
-    return words.maskable[np.where(present_BN, candidate_BN, 0)], present_BN
