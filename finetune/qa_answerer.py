@@ -71,7 +71,11 @@ class QuestionAnswerer:
     """A model with its tokenizer and settings."""
 
     def __init__(
-        self, model: SpanBertForQuestionAnswering, tokenizer: Tokenizer, settings: QASettings, machine: Machine
+        self,
+        model: SpanBertForQuestionAnswering,
+        tokenizer: Tokenizer,
+        settings: QASettings,
+        machine: Machine,
     ) -> None:
         settings.windows.check(model.config.max_position_embeddings)
         self.model = model.to(machine.device).eval()
@@ -89,9 +93,13 @@ class QuestionAnswerer:
         """
         folder = find_model(Path(folder))
         where = choose_device(device)
-        model, report = load_model(folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where))
+        model, report = load_model(
+            folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where)
+        )
         if not report.has("qa_outputs"):
-            raise UserError(f"{folder} has no question-answering head; train one: spanbert finetune qa --init {folder} …")
+            raise UserError(
+                f"{folder} has no question-answering head; train one: spanbert finetune qa --init {folder} …"
+            )
         tokenizer = Tokenizer.load(folder)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
@@ -118,7 +126,9 @@ class QuestionAnswerer:
             malformed=_refuse,
         )
         if question_set.truncated:
-            raise UserError(f"a question is longer than the {self.settings.max_question} pieces this model reads; shorten it.")
+            raise UserError(
+                f"a question is longer than the {self.settings.max_question} pieces this model reads; shorten it."
+            )
         decode = dataclasses.replace(self.settings.decode, n_best=max(n_best, self.settings.n_best))
         decoded = predict(
             self.model, question_set, decode, self.machine, null_allowed=self.settings.null_allowed

@@ -57,8 +57,6 @@ class FinetuneQAConfig:
     """Longest answer at decoding, in pieces."""
     seed: int = 0
     """Of the head's initialisation, the data order and dropout."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
     save_every: int = 500
     """Steps between checkpoints to resume from."""
     evaluate_each_epoch: bool = False
@@ -74,7 +72,7 @@ class FinetuneQAConfig:
 
     def check(self) -> None:
         """UserError for values that make no sense together."""
-        for name in ("epochs", "batch_size", "max_answer", "log_every", "save_every"):
+        for name in ("epochs", "batch_size", "max_answer", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
         if self.max_train_questions is not None and self.max_train_questions < 1:

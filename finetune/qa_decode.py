@@ -35,7 +35,9 @@ class Candidate:
     start: int
     end: int
     score: float  # start logit + end logit
-    probability: float  # softmax of the scores over the n-best list, and over the null score where it may be chosen
+    probability: (
+        float  # softmax of the scores over the n-best list, and over the null score where it may be chosen
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Decoded:
         return self.candidates[0].text
 
 
-def best_pairs(start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: int) -> tuple[np.ndarray, ...]:
+def best_pairs(
+    start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: int
+) -> tuple[np.ndarray, ...]:
     """The `n_best` best (start, end) pairs with start ≤ end < start + max_answer, best first.
 
     start_N: scores of the first N positions as starts; end_M: scores of M ≥ N positions as ends.
@@ -106,7 +110,10 @@ def decode_question(
     base = int(questions.context_bounds[context])
     spans, seen = [], set()
     for score, begin, last in found:
-        from_, to = int(questions.context_offsets[base + begin, 0]), int(questions.context_offsets[base + last, 1])
+        from_, to = (
+            int(questions.context_offsets[base + begin, 0]),
+            int(questions.context_offsets[base + last, 1]),
+        )
         if text[from_:to] not in seen:  # a text that occurs twice is listed once, where it scores best
             seen.add(text[from_:to])
             spans.append((score, from_, to))

@@ -67,12 +67,21 @@ class Evaluation:
 
 
 def read_question_set(
-    path: Path, tokenizer: Tokenizer, settings: QASettings, *, check_offsets: bool = True, limit: int | None = None
+    path: Path,
+    tokenizer: Tokenizer,
+    settings: QASettings,
+    *,
+    check_offsets: bool = True,
+    limit: int | None = None,
 ) -> QuestionSet:
     """A labelled file for evaluation, texts kept. Raises UserError at the first malformed record."""
     reader = QAReader(path, skip_malformed=False, check_offsets=check_offsets)
     return build_question_set(
-        first_questions(reader, limit), tokenizer, settings.windows, keep_text=True, malformed=reader.malformed
+        first_questions(reader, limit),
+        tokenizer,
+        settings.windows,
+        keep_text=True,
+        malformed=reader.malformed,
     )
 
 
@@ -109,7 +118,14 @@ def evaluate_model(
     begin = time.perf_counter()
     with tqdm(total=questions.windows, unit=" windows", desc="answering", mininterval=0.5) as bar:
         decoded = list(
-            predict(model, questions, settings.decode, machine, null_allowed=settings.null_allowed, advance=bar.update)
+            predict(
+                model,
+                questions,
+                settings.decode,
+                machine,
+                null_allowed=settings.null_allowed,
+                advance=bar.update,
+            )
         )
     seconds = time.perf_counter() - begin
     model.train(was_training)
@@ -132,7 +148,11 @@ def evaluate_model(
     )
     if threshold is not None:
         metrics["null_threshold"] = threshold
-    metrics |= {"windows": questions.windows, "questions_cut": questions.truncated, "seconds": round(seconds, 2)}
+    metrics |= {
+        "windows": questions.windows,
+        "questions_cut": questions.truncated,
+        "seconds": round(seconds, 2),
+    }
     return Evaluation(metrics, predictions, decoded)
 
 
@@ -176,7 +196,9 @@ def score_predictions_file(predictions: Path, reader: QAReader, limit: int | Non
         raise UserError(f"{predictions}: expected one JSON object from question id to answer text.")
     golds = {q.id: q.answers for paragraph in first_questions(reader, limit) for q in paragraph.questions}
     if not any(question in content for question in golds):
-        raise UserError(f"{predictions}: has none of the question ids of {reader.path}; is it for another file?")
+        raise UserError(
+            f"{predictions}: has none of the question ids of {reader.path}; is it for another file?"
+        )
     return qa_metrics(golds, content, version_2=any(not answers for answers in golds.values()))
 
 
@@ -198,10 +220,14 @@ def run_evaluate_qa(config: EvaluateQAConfig) -> None:
         config.model, device=config.device, precision=config.precision, backend=config.backend
     )
     changes = {name: getattr(config, name) for name in ("window", "stride", "null_threshold")}
-    settings = replace(answerer.settings, **{name: value for name, value in changes.items() if value is not None})
+    settings = replace(
+        answerer.settings, **{name: value for name, value in changes.items() if value is not None}
+    )
     settings.windows.check(answerer.model.config.max_position_embeddings)
     if config.null_threshold is not None and not settings.null_allowed:
-        raise UserError(f"{config.model} was not trained on unanswerable questions: --null-threshold has no meaning.")
+        raise UserError(
+            f"{config.model} was not trained on unanswerable questions: --null-threshold has no meaning."
+        )
     if config.batch_tokens < 1:
         raise UserError(f"--batch-tokens {config.batch_tokens}: give at least 1.")
     questions = read_question_set(

@@ -133,7 +133,9 @@ class QAReader:
                 self.malformed(where, error)
                 continue
             for number, paragraph in enumerate(paragraphs):
-                yield from self._paragraph(f"{where}, paragraph {number}", title, number, paragraph, _squad_question)
+                yield from self._paragraph(
+                    f"{where}, paragraph {number}", title, number, paragraph, _squad_question
+                )
 
     def _mrqa(self, first: str, stream: io.TextIOBase) -> Iterator[Paragraph]:
         title = self.path.name
@@ -258,7 +260,9 @@ def _squad_question(question_id: str, entry: dict[str, Any], context: str, check
         if found == gold:
             spans.append((start, start + len(gold)))
         elif check_offsets:
-            raise MalformedRecord(f"answer not at its offset: {gold!r} at character {start}, found {found!r} there")
+            raise MalformedRecord(
+                f"answer not at its offset: {gold!r} at character {start}, found {found!r} there"
+            )
     return Question(question_id, text, tuple(golds), tuple(spans))
 
 
@@ -270,7 +274,9 @@ def _mrqa_question(question_id: str, entry: dict[str, Any], context: str, check_
         pairs = need(answer, "char_spans", list)
         for pair in pairs:
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)):
-                raise MalformedRecord(f"field of the wrong type: char_spans holds {pair!r}, not [first, last]")
+                raise MalformedRecord(
+                    f"field of the wrong type: char_spans holds {pair!r}, not [first, last]"
+                )
             first, last = pair  # MRQA counts the last character in
             found = context[first : last + 1] if 0 <= first <= last else ""
             # MRQA found its spans by normalised search: case, articles and accents may differ from the text.

@@ -26,7 +26,9 @@ from spanbert.runs import RunFolder, find_model, plot_curves
 from spanbert.tokenizer import Tokenizer
 
 
-def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:
+def start_model(
+    config: FinetuneQAConfig, device: torch.device
+) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:
     """A new model of `config.size`, or the encoder at `config.init`; a missing head is initialised and named."""
     backend = resolve_backend(config.backend, device)
     dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
@@ -97,7 +99,9 @@ class QASession:
             if self.final.exists():
                 raise UserError(f"--resume: {config.output} is complete; its model is {self.final}.")
         elif (config.output / "config.json").exists():
-            raise UserError(f"{config.output} already holds a run: add --resume to go on with it, or choose another --output.")
+            raise UserError(
+                f"{config.output} already holds a run: add --resume to go on with it, or choose another --output."
+            )
 
     def read_dev(self) -> None:
         """Read and check the dev file, if there is one."""
@@ -118,7 +122,11 @@ class QASession:
                 self.model.load_state_dict(loaded.state_dict())
                 step = int(load_training_state(newest, self.model, optimizer)["step"])
             self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, step)
-            print(f"resuming from {newest}" if newest else f"{config.output} has no checkpoint yet: starting from step 0")
+            print(
+                f"resuming from {newest}"
+                if newest
+                else f"{config.output} has no checkpoint yet: starting from step 0"
+            )
         else:
             self.run = RunFolder.start(config.output, config)
         if report.lines:
@@ -150,21 +158,20 @@ class QASession:
             threshold = evaluation.metrics.get("null_threshold", 0.0)
             self.settings = replace(self.settings, null_threshold=threshold)
         elif self.settings.null_allowed:
-            print("no --dev: the null threshold stays 0; `spanbert evaluate qa` on labelled questions finds a better one")
+            print(
+                "no --dev: the null threshold stays 0; `spanbert evaluate qa` on labelled questions finds a better one"
+            )
         save_model(self.final, self.model, self.tokenizer, {SETTINGS_KEY: to_dict(self.settings)})
         plot_curves(self.run.metrics(), ["loss"], self.config.output / "curves.png", self.config.output.name)
         self.run.close()
         shutil.rmtree(self.store.folder)
-        written = "predictions.json, nbest.json and metrics.json beside it" if evaluation else "no --dev, so no predictions"
+        written = (
+            "predictions.json, nbest.json and metrics.json beside it"
+            if evaluation
+            else "no --dev, so no predictions"
+        )
         print(f"wrote {self.final} ({step:,} steps); {written}")
         context = self.config.dev or "FILE"
-        print(f'next: spanbert evaluate qa {self.final} {context}   or   spanbert ask {self.final} --context FILE "…"')
-
-    @staticmethod
-    def postfix(values: dict[str, float], speed: dict[str, float], questions_per_window: float) -> dict[str, str]:
-        """What the progress bar shows."""
-        return {
-            "loss": f"{values['loss']:.3f}",
-            "questions/s": f"{speed['windows_per_second'] * questions_per_window:.1f}",
-            "tokens/s": f"{speed['tokens_per_second']:,.0f}",
-        }
+        print(
+            f'next: spanbert evaluate qa {self.final} {context}   or   spanbert ask {self.final} --context FILE "…"'
+        )

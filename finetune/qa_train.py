@@ -78,12 +78,14 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
     parameters = list(model.parameters())
     model.train()
     bar = tqdm(total=total_steps, initial=step, unit=" steps", desc="training", dynamic_ncols=True)
-    loss_sum, loss_windows, tokens, clock = 0.0, 0, 0, time.perf_counter()
+    trained_windows, trained_tokens, seconds = 0, 0, 0.0
     with StopRequest() as stop:
         while step < total_steps and not stop.requested:
             # one optimizer step: the gradient of the mean loss of its windows
+            begun = time.perf_counter()
             lr = config.lr * linear_schedule((step + 1) / (total_steps + 1), config.warmup)
             set_learning_rate(optimizer, lr)
+            loss_sum, tokens = 0.0, 0
             windows = step_windows(step, questions.windows, lengths_W, config.batch_size, config.seed)
             for part, begin in enumerate(range(0, len(windows), micro_batch)):
                 chosen = windows[begin : begin + micro_batch]
@@ -107,24 +109,28 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            loss_windows += len(windows)
-            bar.update()
 
             # report, evaluate, save
-            if step % config.log_every == 0 or step == total_steps:
-                seconds = time.perf_counter() - clock
-                values = {"loss": loss_sum / loss_windows, "lr": lr, "gradient_norm": float(norm)}
-                speed = {"windows_per_second": loss_windows / seconds, "tokens_per_second": tokens / seconds}
-                session.run.log(step, "train", epoch=step / steps_per_epoch, **values, **speed)
-                bar.set_postfix(session.postfix(values, speed, len(questions) / questions.windows), refresh=False)
-                loss_sum, loss_windows, tokens, clock = 0.0, 0, 0, time.perf_counter()
+            seconds += (spent := time.perf_counter() - begun)
+            trained_windows, trained_tokens = trained_windows + len(windows), trained_tokens + tokens
+            values = {"loss": loss_sum / len(windows), "lr": lr, "gradient_norm": float(norm)}
+            session.run.log(
+                step, "train", epoch=step / steps_per_epoch, **values, tokens=tokens, seconds=spent
+            )
+            rates = trained_windows / questions.windows * len(questions) / seconds, trained_tokens / seconds
+            bar.set_postfix_str(
+                f"loss {values['loss']:.3f}, {rates[0]:.1f} questions/s, {rates[1]:,.0f} tokens/s", False
+            )
+            bar.update()
             if step % steps_per_epoch == 0 and step < total_steps and config.evaluate_each_epoch:
                 session.evaluate(step)
-                clock = time.perf_counter()
-            if step % config.save_every == 0 or step == total_steps or stop.requested:
+            if step % config.save_every == 0 or step == total_steps:
                 session.save(step, optimizer)
     bar.close()
     if step < total_steps:
-        print(f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume")
+        session.save(step, optimizer)
+        print(
+            f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume"
+        )
         return
     session.finish(step)

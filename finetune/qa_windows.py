@@ -35,7 +35,9 @@ class WindowConfig:
     def check(self, max_positions: int) -> None:
         """UserError unless every window fits the encoder and consecutive windows of any question overlap."""
         if self.window > max_positions:
-            raise UserError(f"window {self.window} is longer than the model's {max_positions} positions; lower --window.")
+            raise UserError(
+                f"window {self.window} is longer than the model's {max_positions} positions; lower --window."
+            )
         if self.stride < 1 or self.max_question < 1:
             raise UserError(
                 f"stride {self.stride} and max-question {self.max_question} must both be at least 1 piece."
@@ -71,7 +73,9 @@ class QuestionSet:
     ids: list[str]  # Q
     context_of_Q: np.ndarray  # int64, index of the context
     context_pieces: np.ndarray  # flat int32
-    context_bounds: np.ndarray  # (C + 1,) int64: pieces of context c are context_pieces[bounds[c]:bounds[c + 1]]
+    context_bounds: (
+        np.ndarray
+    )  # (C + 1,) int64: pieces of context c are context_pieces[bounds[c]:bounds[c + 1]]
     question_pieces: np.ndarray  # flat int32, already cut
     question_bounds: np.ndarray  # (Q + 1,) int64
     answer_Q2: np.ndarray  # int64, first and last context piece of the first gold answer; -1 for none
@@ -146,7 +150,10 @@ class QuestionSet:
     def select(self, questions: np.ndarray) -> QuestionSet:
         """The same contexts with only these questions, in this order."""
         questions = np.asarray(questions, dtype=np.int64)
-        pieces = [self.question_pieces[a:b] for a, b in zip(self.question_bounds, self.question_bounds[1:], strict=False)]
+        pieces = [
+            self.question_pieces[a:b]
+            for a, b in zip(self.question_bounds, self.question_bounds[1:], strict=False)
+        ]
         kept = [pieces[q] for q in questions]
         part = replace(
             self,
@@ -198,10 +205,14 @@ def build_question_set(
                 if not len(encoded.ids):
                     continue
                 if not len(pieces):
-                    malformed(f"{where}, id {question.id}", MalformedRecord("no pieces: the question holds no text"))
+                    malformed(
+                        f"{where}, id {question.id}", MalformedRecord("no pieces: the question holds no text")
+                    )
                     continue
                 if question.spans and span[0] > span[1]:
-                    malformed(f"{where}, id {question.id}", MalformedRecord("no pieces: the answer holds no text"))
+                    malformed(
+                        f"{where}, id {question.id}", MalformedRecord("no pieces: the answer holds no text")
+                    )
                     continue
                 truncated += len(pieces) > config.max_question
                 question_parts.append(pieces[: config.max_question])
