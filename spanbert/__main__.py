@@ -1,0 +1,5 @@
+import sys
+
+from spanbert.cli import main
+
+sys.exit(main())

@@ -1,0 +1,94 @@
+"""The front door: ``spanbert COMMAND …`` and ``python -m spanbert COMMAND …``.
+
+A command is a frozen dataclass (its flags, with defaults and help) and a function that takes one. A stage's modules are
+imported when its command is called, so ``spanbert --help`` is quick and a broken optional package hurts only its stage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import typing
+
+import spanbert
+
+#: command words → (module, function, one line)
+COMMANDS = {
+    "tokenizer train": ("pretrain.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
+    "prepare": ("pretrain.prepare", "run_prepare", "turn text into blocks of tokens"),
+    "pretrain": ("pretrain.loop", "run_pretrain", "pretrain with span masking, MLM and SBO"),
+    "finetune qa": ("finetune.qa_train", "run_finetune_qa", "train an extractive question-answering model"),
+    "evaluate qa": ("finetune.qa_evaluate", "run_evaluate_qa", "score a question-answering model or a predictions file"),
+    "ask": ("finetune.ask", "run_ask", "answer questions over a text"),
+    "fill": ("pretrain.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
+    "masks": ("pretrain.show_masks", "run_masks", "show what span masking does to a text"),
+    "import": ("spanbert.import_checkpoint", "run_import", "bring in a BERT or SpanBERT checkpoint"),
+    "export": ("spanbert.export_checkpoint", "run_export", "write a Hugging Face folder from a run or checkpoint"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status (0 well, 2 the user's mistake, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"spanbert {spanbert.__version__}")
+        return 0
+    words = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
+    if words is None:
+        return _unknown(arguments)
+    return _run(words, arguments[len(words.split()) :])
+
+
+def overview() -> str:
+    """The text of ``spanbert --help``."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {words:<{width}}  {line}" for words, (_, _, line) in COMMANDS.items())
+    return (
+        "usage: spanbert COMMAND [OPTIONS]\n\n"
+        "SpanBERT from scratch: from a folder of text to answered questions.\n\n"
+        f"commands:\n{rows}\n\n"
+        "spanbert COMMAND --help shows every option with its type, default and meaning."
+    )
+
+
+def _run(words: str, rest: list[str]) -> int:
+    import tyro
+
+    from spanbert.errors import UserError
+
+    module_name, function_name, line = COMMANDS[words]
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        (config_class,) = (t for name, t in typing.get_type_hints(function).items() if name != "return")
+        config = tyro.cli(config_class, args=rest, prog=f"spanbert {words}", description=line)
+        function(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as in `spanbert … | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _unknown(arguments: list[str]) -> int:
+    import difflib
+
+    first = arguments[0]
+    group = [words for words in COMMANDS if words.startswith(first + " ")]
+    if group:
+        listing = "\n".join(f"  spanbert {words}: {COMMANDS[words][2]}" for words in group)
+        print(f"'{first}' needs a second word:\n{listing}", file=sys.stderr)
+        return 0 if arguments[1:2] in (["-h"], ["--help"]) else 2
+    near = difflib.get_close_matches(" ".join(arguments[:2]), COMMANDS, n=1) or difflib.get_close_matches(
+        first, COMMANDS, n=1
+    )
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    print(f"error: unknown command '{first}'{hint} `spanbert --help` lists them", file=sys.stderr)
+    return 2
