@@ -6,6 +6,7 @@ white space. Nothing stops at bad data: it is repaired or left out, and counted.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import IO, NamedTuple
 
 from pretrain.streams import Progress, file_format, find_files, open_seekable, open_stream, read_blocks
 from spanbert.errors import UserError
+from spanbert.tokenizer import whole_characters
 
 PART_BYTES = 16 << 20
 BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
@@ -25,12 +27,14 @@ class Document(NamedTuple):
     """A document, or a part of a very long one.
 
     index: position in the whole input, empty documents included (line n of a .jsonl is its n-th document whatever
-    it holds). start: character of the document at which this part begins (0 except for later parts).
+    it holds). start: character of the document at which this part begins (0 except for later parts). hash: of the
+    document's first part, below 2^64, so that all parts fall on the same side of a split by content.
     """
 
     index: int
     start: int
     text: str
+    hash: int
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Corpus:
         self.counts = ReadCounts()
         self.progress = Progress()
         self._index = 0
+        self._hash = 0
 
     @property
     def stored_bytes(self) -> int | None:
@@ -121,7 +126,7 @@ class Corpus:
                         part = LEADING_BLANK_LINES.sub(b"", part)
                         self.counts.long_documents += 1
                     text = self._decode(part)
-                    yield Document(self._index, start, text)
+                    yield from self._part(start, text)
                     part_start = start + len(text)
             if not any_byte:
                 self.counts.empty_files += 1
@@ -203,28 +208,31 @@ class Corpus:
             self.counts.nul_characters += text.count("\x00")
             text = text.replace("\x00", "")
         if not text.isascii():
-            whole = text.encode("utf-8", "replace")  # a JSON string may hold half a surrogate pair: U+D800 … U+DFFF
-            repaired = whole.decode("utf-8")
-            if repaired != text:
-                self.counts.invalid_utf8 += sum(a != b for a, b in zip(text, repaired, strict=True))
-                text = repaired
+            repaired = whole_characters(text)
+            self.counts.invalid_utf8 += repaired.count("\ufffd") - text.count("\ufffd")
+            text = repaired
         start = 0
         if len(text) > PART_BYTES:
             self.counts.long_documents += 1
         while len(text) > PART_BYTES:
             cut = max(text.rfind(" ", 0, PART_BYTES), text.rfind("\n", 0, PART_BYTES))
             cut = cut if cut > 0 else PART_BYTES
-            yield Document(self._index, start, text[:cut])
+            yield from self._part(start, text[:cut])
             text, start = text[cut:], start + cut
         yield from self._emit(text, start)
 
     def _emit(self, text: str, start: int) -> Iterator[Document]:
+        """The last part of a document, mostly the only one."""
         self.counts.documents += 1
-        if text and not text.isspace():
-            yield Document(self._index, start, text)
-        elif start == 0:
-            self.counts.empty_documents += 1
+        self.counts.empty_documents += start == 0 and (not text or text.isspace())
+        yield from self._part(start, text)
         self._index += 1
+
+    def _part(self, start: int, text: str) -> Iterator[Document]:
+        if start == 0:
+            self._hash = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        if text and not text.isspace():
+            yield Document(self._index, start, text, self._hash)
 
     def _decode(self, data: bytes, *, count_nul: bool = True) -> str:
         try:

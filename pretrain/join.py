@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
@@ -12,13 +11,14 @@ from pretrain.blocks import Blocks
 from pretrain.shards import SPLITS, shard_file
 
 
-def join_shards(work: Path, shards: int, folder: Path, block_length: int, validation_share: float) -> dict:
+def join_shards(
+    work: Path, shards: int, folder: Path, block_length: int, validation_share: float
+) -> tuple[dict, np.ndarray]:
     """Write folder/train and folder/validation; returns what is held out, and unigram counts (int64) over train.
 
     With few documents the hash may hold out none or all of them. Then the smallest document moves over, and of a
     single document its last blocks.
     """
-    datasets.disable_progress_bars()
     parts = {
         split: concatenate_datasets(
             [Dataset.from_file(str(shard_file(work, number, split))) for number in range(shards)]
@@ -31,14 +31,15 @@ def join_shards(work: Path, shards: int, folder: Path, block_length: int, valida
     for split in SPLITS:
         parts[split].save_to_disk(folder / split, max_shard_size="1GB")
     train, validation = (Blocks.map(folder / split, block_length) for split in SPLITS)
-    return {
+    held_out = {
         "chosen_by": how,
         "train_blocks": len(train),
         "validation_blocks": len(validation),
         "train_tokens": int(train.lengths.sum(dtype=np.int64)) - 2 * len(train),
         "validation_tokens": int(validation.lengths.sum(dtype=np.int64)) - 2 * len(validation),
-        "unigram": train.unigram_counts(),
+        "validation_documents": len(np.unique(validation.document)),
     }
+    return held_out, train.unigram_counts()
 
 
 def _rescue(rows: Dataset, validation_share: float) -> tuple[dict[str, Dataset], str]:

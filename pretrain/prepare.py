@@ -8,10 +8,11 @@ No token is lost (§4.2): a document of n pieces becomes ceil(n / (block_length 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,7 +28,15 @@ from tqdm import tqdm
 from pretrain.corpus import Corpus, Document
 from pretrain.join import join_shards
 from pretrain.report import make_report, print_report
-from pretrain.shards import Shard, ShardCounts, ShardSettings, done_file, start_worker, write_shard
+from pretrain.shards import (
+    Shard,
+    ShardCounts,
+    ShardSettings,
+    ShardWriter,
+    done_file,
+    start_worker,
+    write_shard,
+)
 from pretrain.span_sidecar import SpanSidecar
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, write_atomic
@@ -49,7 +58,7 @@ class PrepareConfig:
     block_length: int = 512
     """Tokens in a block, [CLS] and [SEP] included."""
     processes: int = 2
-    """Worker processes."""
+    """Processes that encode and write; 1 does everything in one."""
     validation_share: float = 0.005
     """Share of documents held out, chosen by a hash of their text."""
     spans: Path | None = None
@@ -75,33 +84,34 @@ def run_prepare(config: PrepareConfig) -> None:
         print(f"{config.output} is already prepared with these settings; nothing to do (--overwrite makes it anew)")
         return
     work = config.output.with_name(f".{config.output.name}.preparing")
+    with _only_one(work), _clear_errors(config.output, work):
+        report = _prepare(config, tokenizer, corpus, identity, work)
+    shutil.rmtree(work, ignore_errors=True)
+    print_report(report)
+    seconds = time.perf_counter() - began
+    print(f"wrote {config.output} in {seconds:.0f} s ({report['tokens'] / seconds:,.0f} tokens/s)")
+    print(f"next: spanbert pretrain {config.output} --output RUN_FOLDER")
+
+
+def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identity: dict, work: Path) -> dict:
     done = _open_work_folder(work, identity, resumable="-" not in corpus.sources, overwrite=config.overwrite)
     if done:
         print(f"going on: {done} finished shards of an interrupted preparation are used again")
     tokenizer.save(work / "tokenizer")
-    settings = ShardSettings(
-        work, work / "tokenizer", config.lowercase, config.block_length, config.validation_share
-    )
-    with _clear_errors(config.output):
-        shards = _write_shards(corpus, settings, config)
-        counts = ShardCounts()
-        for number in range(shards):
-            counts.add(ShardCounts(**json.loads(done_file(work, number).read_text())))
-        if counts.tokens == 0:
-            raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
-        with atomic_folder(config.output) as folder:
-            held_out = join_shards(work, shards, folder, config.block_length, config.validation_share)
-            unigram = held_out.pop("unigram")
-            tokenizer.save(folder / "tokenizer")
-            np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
-            report = make_report(counts, corpus.counts, held_out, config.block_length)
-            content = {**identity, "report": report}
-            write_atomic(folder / "prepare.json", json.dumps(content, indent=2, default=str) + "\n")
-    shutil.rmtree(work, ignore_errors=True)
-    print_report(report)
-    seconds = time.perf_counter() - began
-    print(f"wrote {config.output} in {seconds:.0f} s ({counts.tokens / seconds:,.0f} tokens/s)")
-    print(f"next: spanbert pretrain --corpus {config.output} --output RUN_FOLDER")
+    settings = ShardSettings(work, work / "tokenizer", config.block_length, config.validation_share)
+    shards = _write_shards(corpus, settings, config)
+    counts = ShardCounts()
+    for number in range(shards):
+        counts.add(ShardCounts(**json.loads(done_file(work, number).read_text())))
+    if counts.tokens == 0:
+        raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
+    with atomic_folder(config.output) as folder:
+        held_out, unigram = join_shards(work, shards, folder, config.block_length, config.validation_share)
+        tokenizer.save(folder / "tokenizer")
+        np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
+        report = make_report(counts, corpus.counts, held_out, config.block_length)
+        write_atomic(folder / "prepare.json", json.dumps({**identity, "report": report}, indent=2) + "\n")
+    return report
 
 
 def _check(config: PrepareConfig) -> None:
@@ -115,7 +125,11 @@ def _check(config: PrepareConfig) -> None:
 
 def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict:
     """Everything that decides the output; equal identities give equal folders."""
-    spans = config.spans and [str(config.spans), config.spans.stat().st_size if config.spans.exists() else None]
+    spans = None
+    if config.spans is not None:
+        if not config.spans.is_file():
+            raise UserError(f"--spans {config.spans} does not exist: give JSON lines, one [[start, end], ...] a document")
+        spans = [str(config.spans), config.spans.stat().st_size, config.spans.stat().st_mtime_ns]
     return {
         "format": 1,
         "block_length": config.block_length,
@@ -130,7 +144,7 @@ def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> di
 
 
 def _differences(old: dict, new: dict) -> list[str]:
-    return [key.replace("_", " ") for key in new if old.get(key) != json.loads(json.dumps(new[key], default=str))]
+    return [key.replace("_", " ") for key in new if old.get(key) != json.loads(json.dumps(new[key]))]
 
 
 def _check_finished(output: Path, identity: dict) -> None:
@@ -158,7 +172,7 @@ def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite:
         return len(list(work.glob("shard-*.json")))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_atomic(marker, json.dumps(identity, default=str))
+    write_atomic(marker, json.dumps(identity))
     return 0
 
 
@@ -181,21 +195,40 @@ def cut_shards(corpus: Corpus, sidecar: SpanSidecar | None) -> Iterator[Shard]:
 def _write_shards(corpus: Corpus, settings: ShardSettings, config: PrepareConfig) -> int:
     """Hand out the shards that are not done yet; at most processes + 1 are in memory. Returns how many there are."""
     shards = 0
-    running: set[Future] = set()
     sidecar = SpanSidecar(config.spans) if config.spans else None
     bar = tqdm(total=corpus.stored_bytes, unit="B", unit_scale=True, desc="preparing", mininterval=0.5)
-    pool = ProcessPoolExecutor(config.processes, get_context("spawn"), start_worker, (settings,))
-    try:
+    with bar, _writers(settings, config.processes) as write:
         for shard in cut_shards(corpus, sidecar):
             shards += 1
+            if not done_file(settings.folder, shard.number).exists():
+                write(shard)
             bar.update(corpus.progress.bytes - bar.n)
-            if done_file(settings.folder, shard.number).exists():
-                continue
-            running.add(pool.submit(write_shard, shard))
-            if len(running) > config.processes:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
+    return shards
+
+
+@contextmanager
+def _writers(settings: ShardSettings, processes: int) -> Iterator[Callable[[Shard], None]]:
+    """A function that has a shard written, by this process when it is the only one; all are written when it ends.
+
+    On an error or Ctrl-C the shards under way are still finished, and so need no second time.
+    """
+    if processes == 1:
+        yield ShardWriter(settings).write
+        return
+    running: set[Future] = set()
+
+    def write(shard: Shard) -> None:
+        nonlocal running
+        running.add(pool.submit(write_shard, shard))
+        if len(running) > processes:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+
+    # Started anew ("spawn"), not forked: a forked copy of a process with library threads may hang.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (settings,))
+    try:
+        yield write
         for future in running:
             future.result()
     except BrokenProcessPool as error:
@@ -205,19 +238,32 @@ def _write_shards(corpus: Corpus, settings: ShardSettings, config: PrepareConfig
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        bar.close()
-    return shards
 
 
 @contextmanager
-def _clear_errors(output: Path) -> Iterator[None]:
+def _only_one(work: Path) -> Iterator[None]:
+    """Keep a second preparation of the same output out: each would clear away the other's shards."""
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = work.with_name(f"{work.name}.lock")
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another preparation is writing {work}: wait for it or choose another --output") from error
+        yield
+        lock.unlink()
+
+
+@contextmanager
+def _clear_errors(output: Path, work: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full while preparing {output}: free some space and run the same command; it goes on"
-            ) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk is full while preparing {output}: free some space and run the same command; it goes on"
+        ) from error
+    except KeyboardInterrupt:
+        print(f"\n{len(list(work.glob('shard-*.json')))} shards are done; the same command goes on from there")
         raise
-
-

@@ -28,7 +28,7 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
         "blocks": blocks,
         "fill": round(counts.tokens / max(blocks * (block_length - 2), 1), 4),
         "block_length_histogram": histogram,
-        "held_out": {**held_out, "documents": counts.held_out_documents},
+        "held_out": held_out,
         "spans": counts.spans,
         "dropped_spans": counts.dropped_spans,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ from pretrain.corpus import Document
 from spanbert.files import write_atomic
 from spanbert.tokenizer import Tokenizer
 
-ENCODE_CHARACTERS = 1 << 20  # texts encoded at a time: bounds the memory of a worker
 PIECE_CHARACTERS = 1 << 17  # a longer document is encoded in pieces cut at white space, which changes no token
+ROWS_PER_BATCH = 1000
 SPLITS = ("train", "validation")
 
 
@@ -33,15 +34,12 @@ class Shard(NamedTuple):
 
 @dataclass
 class ShardCounts:
-    """Sums over documents; block_lengths counts blocks by number of pieces (specials not included)."""
+    """Sums over documents and parts; block_lengths counts blocks by number of pieces (specials not included)."""
 
-    documents: int = 0
     words: int = 0
     tokens: int = 0
     unknown: int = 0
     no_token_documents: int = 0
-    held_out_documents: int = 0
-    held_out_tokens: int = 0
     spans: int = 0
     dropped_spans: int = 0
     block_lengths: dict[int, int] = field(default_factory=dict)
@@ -58,7 +56,6 @@ class ShardCounts:
 class ShardSettings:
     folder: Path
     tokenizer: Path
-    lowercase: bool | None
     block_length: int
     validation_share: float
 
@@ -70,7 +67,7 @@ class ShardWriter:
         import datasets
 
         self.settings = settings
-        self.tokenizer = Tokenizer.load(settings.tokenizer, lowercase=settings.lowercase)
+        self.tokenizer = Tokenizer.load(settings.tokenizer)
         small = self.tokenizer.vocab_size <= 1 << 16
         self.features = {
             "input_ids": datasets.List(datasets.Value("uint16" if small else "int32")),
@@ -87,25 +84,31 @@ class ShardWriter:
         paths = {split: shard_file(self.settings.folder, shard.number, split) for split in SPLITS}
         writers = {split: ArrowWriter(features=features, path=str(path)) for split, path in paths.items()}
         counts = ShardCounts()
-        for document, ids, spans in self._encode(shard):
-            split = "validation" if is_held_out(document.text, self.settings.validation_share) else "train"
-            self._count(counts, ids, split)
-            columns = self._blocks(document, ids, spans, counts)
-            if len(ids):
-                writers[split].write_batch(columns)
-        for writer in writers.values():
+        waiting: dict[str, dict[str, list]] = {split: {name: [] for name in features} for split in SPLITS}
+        threshold = self.settings.validation_share * 2**64
+        for i, document in enumerate(shard.documents):
+            # By content: a copy of a document never sits on the other side, whatever the order of the input.
+            split = "validation" if document.hash < threshold else "train"
+            ids, spans = self._encode(document.text, shard.spans and shard.spans[i])
+            self._count(counts, ids)
+            for name, values in self._blocks(document, ids, spans, counts).items():
+                waiting[split][name].extend(values)
+            if len(waiting[split]["start"]) >= ROWS_PER_BATCH:
+                writers[split].write_batch(waiting[split])
+                waiting[split] = {name: [] for name in features}
+        for split in SPLITS:
+            if waiting[split]["start"]:
+                writers[split].write_batch(waiting[split])
+        for split, writer in writers.items():
             writer.finalize()
+            sync_file(paths[split])
         write_atomic(done_file(self.settings.folder, shard.number), json.dumps(asdict(counts)))
 
-    def _count(self, counts: ShardCounts, ids: np.ndarray, split: str) -> None:
-        counts.documents += 1
+    def _count(self, counts: ShardCounts, ids: np.ndarray) -> None:
         counts.tokens += len(ids)
         counts.words += int(self.tokenizer.starts_word[ids].sum())
         counts.unknown += int((ids == self.tokenizer.unk_id).sum())
         counts.no_token_documents += len(ids) == 0
-        if split == "validation":
-            counts.held_out_documents += 1
-            counts.held_out_tokens += len(ids)
 
     def _blocks(
         self, document: Document, ids: np.ndarray, spans: np.ndarray | None, counts: ShardCounts
@@ -130,37 +133,16 @@ class ShardWriter:
             counts.dropped_spans += len(spans) - kept
         return columns
 
-    def _encode(self, shard: Shard) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
-        """Each document with its ids (n,) int32 and, when there is a sidecar, token spans (s, 2) int32."""
-        begin = 0
-        while begin < len(shard.documents):
-            end, characters = begin, 0
-            while end < len(shard.documents) and (end == begin or characters < ENCODE_CHARACTERS):
-                characters += len(shard.documents[end].text)
-                end += 1
-            documents = shard.documents[begin:end]
-            pieces = [(i, text) for i, document in enumerate(documents) for text in cut_text(document.text)]
-            texts = [text for _, text in pieces]
-            ids: list[list[np.ndarray]] = [[] for _ in documents]
-            offsets: list[list[np.ndarray]] = [[] for _ in documents]
-            if shard.spans is None:
-                for (i, _), encoded_ids in zip(pieces, self.tokenizer.encode_ids(texts), strict=True):
-                    ids[i].append(encoded_ids)
-            else:
-                shift, last = 0, -1
-                for (i, text), encoded in zip(pieces, self.tokenizer.encode_batch(texts), strict=True):
-                    shift = 0 if i != last else shift
-                    ids[i].append(encoded.ids)
-                    offsets[i].append(encoded.offsets + shift)
-                    shift, last = shift + len(text), i
-            for i, document in enumerate(documents):
-                joined = np.concatenate(ids[i])
-                spans = None
-                if shard.spans is not None:
-                    marked = shard.spans[begin + i]
-                    spans = token_spans(marked, np.concatenate(offsets[i]), self.tokenizer.starts_word[joined])
-                yield document, joined, spans
-            begin = end
+    def _encode(self, text: str, marked: list[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """ids (n,) int32 and, when there is a sidecar, token spans (s, 2) int32."""
+        pieces = list(cut_text(text))
+        if marked is None:
+            return np.concatenate([self.tokenizer.encode_ids(piece) for piece in pieces]), None
+        encoded = self.tokenizer.encode_batch(pieces)
+        shifts = np.cumsum([0, *map(len, pieces)])
+        offsets = np.concatenate([e.offsets + shift for e, shift in zip(encoded, shifts[:-1], strict=True)])
+        ids = np.concatenate([e.ids for e in encoded])
+        return ids, token_spans(marked, offsets, self.tokenizer.starts_word[ids])
 
 
 def token_spans(spans: list[tuple[int, int]], offsets: np.ndarray, starts_word: np.ndarray) -> np.ndarray:
@@ -202,12 +184,6 @@ def cut_text(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def is_held_out(text: str, share: float) -> bool:
-    """By content, so that a copy of a document never sits on both sides, in any order or number of processes."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
-
-
 def shard_file(folder: Path, number: int, split: str) -> Path:
     return folder / f"shard-{number:06d}-{split}.arrow"
 
@@ -216,18 +192,30 @@ def done_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.json"
 
 
+def sync_file(path: Path) -> None:
+    """The mark of done must not reach the disk before what it vouches for."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
 _writer: ShardWriter | None = None
 
 
 def start_worker(settings: ShardSettings) -> None:
-    """Called once in each worker process. Ctrl-C is the parent's business; one process uses one core."""
+    """Called once in each worker process. Ctrl-C is the parent's business, and without a parent there is no work."""
     global _writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _writer = ShardWriter(settings)
 
 
-def write_shard(shard: Shard) -> int:
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def write_shard(shard: Shard) -> None:
     assert _writer is not None, "start_worker runs first in every worker"
     _writer.write(shard)
-    return shard.number

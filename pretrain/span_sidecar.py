@@ -16,8 +16,6 @@ class SpanSidecar:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"--spans {path} does not exist: give JSON lines, one [[start, end], ...] a document")
         self.path = path
         self._handle = path.open(encoding="utf-8", errors="replace")
         self._line = 0

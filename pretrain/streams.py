@@ -35,7 +35,11 @@ def find_files(inputs: tuple[str, ...]) -> list[str]:
             continue
         path = Path(given)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and file_format(p) is not None)
+            inside = sorted(
+                p
+                for p in path.rglob("*")
+                if p.is_file() and file_format(p) and not any(n.startswith(".") for n in p.relative_to(path).parts)
+            )
             if not inside:
                 raise UserError(f"folder {path} holds no file that ends in .txt, .jsonl or .parquet (or those + .gz/.xz/.zst)")
             sources.extend(map(str, inside))
@@ -93,7 +97,7 @@ def open_stream(source: str, progress: Progress) -> Iterator[IO[bytes]]:
         if path.suffix == ".gz":
             yield gzip.GzipFile(fileobj=counted)
         elif path.suffix == ".xz":
-            yield lzma.LZMAFile(counted)
+            yield lzma.LZMAFile(counted)  # noqa: SIM115 (closing `raw` below is enough)
         elif path.suffix == ".zst":
             yield pa.CompressedInputStream(pa.PythonFile(counted, mode="r"), "zstd")
         else:
@@ -101,7 +105,7 @@ def open_stream(source: str, progress: Progress) -> Iterator[IO[bytes]]:
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{source} is damaged or cut short ({error}): copy or download it again") from error
     except OSError as error:
-        if path.suffix == ".zst" and "zstd" in str(error).lower() or "truncated" in str(error).lower():
+        if path.suffix == ".zst" and error.errno is None:  # what the decompressor says; the system sets a number
             raise UserError(f"{source} is damaged or cut short ({error}): copy or download it again") from error
         raise
     finally:
