@@ -1,0 +1,1 @@
+"""Pretraining: text → blocks → masked batches → MLM + SBO → checkpoints."""
