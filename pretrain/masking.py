@@ -43,9 +43,7 @@ class MaskConfig:
         if not 0.0 < self.mask_share < 1.0:
             raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
         if not 0.0 < self.geometric_p < 1.0:
-            raise UserError(
-                f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2."
-            )
+            raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
         if self.max_span_words < 1:
             raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
 
@@ -124,9 +122,7 @@ class Masker:
         """
         cu_seqlens = np.asarray(cu_seqlens).astype(np.int32)
         if len(indices) != len(cu_seqlens) - 1 or (np.diff(cu_seqlens) < 2).any():
-            raise ValueError(
-                "expected one index per sequence, and sequences of at least two tokens ([CLS], [SEP])"
-            )
+            raise ValueError("expected one index per sequence, and sequences of at least two tokens ([CLS], [SEP])")
         input_ids = np.array(flat_ids, np.int64)
         keys = sequence_keys(self.seed, epoch, indices)
         scheme = self.config.scheme
@@ -145,9 +141,7 @@ class Masker:
             units = choose_spans(words, budget, keys, self._rule, listed)
         return self._corrupt(input_ids, cu_seqlens, keys, units)
 
-    def _corrupt(
-        self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units
-    ) -> MaskedBatch:
+    def _corrupt(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units) -> MaskedBatch:
         """Make targets of the units' tokens and replace them: 80 % [MASK], 10 % random tokens, 10 % as they were.
 
         The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked, per
@@ -164,9 +158,7 @@ class Masker:
         input_ids[positions[action < 0.8]] = self.mask_id
         is_random = np.flatnonzero(action >= 0.9)
         random_positions, random_sequence = positions[is_random], sequence[unit_M[is_random]]
-        bits = draw(
-            stream(keys, _REPLACEMENT)[random_sequence], random_positions - cu_seqlens[random_sequence]
-        )
+        bits = draw(stream(keys, _REPLACEMENT)[random_sequence], random_positions - cu_seqlens[random_sequence])
         occurrence = (unit(bits) * self._occurrences_to[-1]).astype(np.int64)
         input_ids[random_positions] = np.searchsorted(self._occurrences_to, occurrence, side="right")
 
@@ -181,9 +173,7 @@ class Masker:
         has_sbo = target_offset < self.sbo_positions
         if not self.config.special_boundaries:
             span_sequence = sequence[unit_M[span_first]]
-            at_edge = (span_left == cu_seqlens[span_sequence]) | (
-                span_right == cu_seqlens[span_sequence + 1] - 1
-            )
+            at_edge = (span_left == cu_seqlens[span_sequence]) | (span_right == cu_seqlens[span_sequence + 1] - 1)
             has_sbo &= ~at_edge[target_span]
         return MaskedBatch(
             input_ids=input_ids,

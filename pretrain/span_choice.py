@@ -226,9 +226,7 @@ def draw_lengths(length_cdf: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return (np.searchsorted(length_cdf, unit(bits), side="right") + 1).astype(np.int32)
 
 
-def list_spans(
-    words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: Sequence[np.ndarray]
-) -> ListedSpans:
+def list_spans(words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: Sequence[np.ndarray]) -> ListedSpans:
     """Token spans as word spans in random order. spans: per sequence (n, 2) token [start, end), counted without [CLS].
 
     A span that begins or ends inside a word is widened to the whole word.

@@ -6,9 +6,8 @@ import numpy as np
 
 from pretrain.counter_rng import draw, stream
 
-UNIT_ORDER = (
-    8  # purpose of the stream that orders words; those that place spans are numbered in span_choice.py
-)
+# purpose of the stream that orders words; those that place spans are numbered in span_choice.py
+UNIT_ORDER = 8
 
 
 class Words(NamedTuple):
@@ -30,9 +29,7 @@ class Units(NamedTuple):
     sequence: np.ndarray  # (U,) int64, 0 … B - 1
 
 
-def find_words(
-    ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray
-) -> Words:
+def find_words(ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray) -> Words:
     """Word boundaries from ids alone. The first and last token of each sequence are unmaskable whatever they are."""
     total = len(ids_T)
     begins = cu_seqlens[:-1]
@@ -65,6 +62,8 @@ def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid
     A sequence's first word is masked even if it alone exceeds the budget. Masked words may be neighbours, as in BERT's
     whole-word masking. Over `Words` in which every token is a word, this is subword masking.
     """
+    if not len(words.maskable):
+        return Units(*(np.zeros(0, np.int64) for _ in range(3)))
     count_B = np.diff(words.maskable_cu)
     # enough words with near certainty; a sequence for which they are not is done again with all of its words
     share_B = (1.5 * budget_B / np.maximum(words.tokens, 1) * count_B + 8) / np.maximum(count_B, 1)
@@ -90,9 +89,7 @@ def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid
     return Units(words.first[word[order]].astype(np.int64), size_BN[row, column].astype(np.int64), row)
 
 
-def _lead_of_random_order(
-    words: Words, keys_B: np.ndarray, share_B: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _lead_of_random_order(words: Words, keys_B: np.ndarray, share_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first maskable words of each sequence in a random order: word (B, N), and whether there is one (B, N).
 
     The order is that of random numbers at the addresses of the words; only the numbers below `share_B` of their range
