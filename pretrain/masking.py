@@ -1,8 +1,8 @@
 """Span masking (§3.1): which tokens of a packed batch are hidden, and what stands in their place.
 
 A mask is a pure function of (seed, epoch, sequence index) and the sequence's own tokens, so that it is the same on any
-worker, rank and batch size and after any resume. What is masked is chosen in
-span_choice.py and word_choice.py, with the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
+worker, rank and batch size and after any resume. What is masked is chosen in span_choice.py and word_choice.py, with
+the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ class MaskConfig:
     """How sequences are masked; the defaults are the paper's geometric spans (§3.1, §4.2)."""
 
     scheme: Literal["geometric", "whole_word", "subword", "entities", "noun_phrases"] = "geometric"
-    """what is masked: spans of geometric length, single words, single tokens, or the spans of a tagger's sidecar"""
+    """What is masked: spans of geometric length, single words, single tokens, or the spans of a tagger's sidecar."""
     mask_share: float = 0.15
-    """share of a sequence's tokens that become targets"""
+    """Share of a sequence's tokens that become targets."""
     geometric_p: float = 0.2
-    """parameter of the geometric distribution of span lengths in words"""
+    """Parameter of the geometric distribution of span lengths in words."""
     max_span_words: int = 10
-    """longest span, in words: the geometric distribution is truncated here"""
+    """Longest span in words: the geometric distribution is truncated here."""
     budget: Literal["whole_words", "reference"] = "whole_words"
-    """end of the budget: shorten the last span to whole words, or cut it mid-word so that the share is met exactly"""
+    """At the end of the share: shorten the last span to whole words, or cut it mid-word to meet the share exactly."""
     replacement: Literal["unigram", "uniform"] = "unigram"
-    """random tokens come from the corpus's token frequencies, or from the vocabulary with equal probability"""
+    """Random tokens come from the corpus's token frequencies, or evenly from the vocabulary."""
     special_boundaries: bool = True
-    """whether [CLS] and [SEP] may serve as boundary tokens of the span-boundary objective"""
+    """Whether [CLS] and [SEP] may serve as boundary tokens of the span-boundary objective."""
 
     def __post_init__(self):
         if not 0.0 < self.mask_share < 1.0:
@@ -144,8 +144,8 @@ class Masker:
     def _corrupt(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units) -> MaskedBatch:
         """Make targets of the units' tokens and replace them: 80 % [MASK], 10 % random tokens, 10 % as they were.
 
-        The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked, per
-        word in whole-word masking, per token in subword masking (as in BERT). Each random token is drawn for itself.
+        The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked,
+        per word in whole-word masking, per token in subword masking (as in BERT). Each random token is drawn for itself.
         Overwrites `input_ids`.
         """
         first, size, sequence = units

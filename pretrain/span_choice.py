@@ -8,17 +8,17 @@ In meaning, for each sequence by itself:
         shorten the span to the whole words that the budget still pays; it is then the last; none at all: stop
         if it leaves the sequence, or overlaps or touches a span that is there: draw another start, keep the length
 
-Redrawing the start and never the length is what keeps lengths distributed as drawn: dropping the whole draw would favour
-short spans as the sequence fills. The number of spans is a stopping time of the drawn lengths, so that (Wald's identity)
-the lengths of all placed spans, the last one counted as drawn, follow the truncated geometric exactly. To leave the
-last one out would look neater and be wrong: long spans are more often the ones that reach the end of the budget.
-Drawing lengths first and then one arrangement of all spans ("stars and bars") needs no redraws, but what a span costs in
-tokens depends on where it falls, and spans that the budget shortens would be placed as if they were long.
+Redrawing the start and never the length is what keeps lengths distributed as drawn: dropping the whole draw would
+favour short spans as the sequence fills. The number of spans is a stopping time of the drawn lengths, so that (Wald's
+identity) the lengths of all placed spans, the last one counted as drawn, follow the truncated geometric exactly. To
+leave the last one out would look neater and be wrong: long spans are more often those that reach the budget's end.
+Drawing lengths first and then one arrangement of all spans ("stars and bars") needs no redraws, but what a span costs
+in tokens depends on where it falls, and spans that the budget shortens would be placed as if they were long.
 
 Every draw has an address, (span k, try r), so the loop need not run one draw at a time. `place_ahead` takes the next 8
 spans of all sequences at once as if they were not in each other's way, keeps of each sequence what comes before the
-first that is, and goes on from there; `place_next` is the loop's body. The outcome is the sequential loop's, bit by bit,
-whatever else is in the batch; a test holds it against the loop written out.
+first that is, and goes on from there; `place_next` is the loop's body. The outcome is the sequential loop's, bit by
+bit, whatever else is in the batch; a test holds it against the loop written out.
 """
 
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ def find_words(ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndar
 
 
 def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid_word: bool) -> Units:
-    """Whole words in a uniformly random order, up to the first that the budget does not pay (`cut_mid_word`: cut to it).
+    """Whole words in a uniformly random order, up to the first that the budget cannot pay (`cut_mid_word`: cut).
 
     A sequence's first word is masked even if it alone exceeds the budget. Masked words may be neighbours, as in BERT's
     whole-word masking. Over `Words` in which every token is a word, this is subword masking.

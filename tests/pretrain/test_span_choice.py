@@ -72,7 +72,7 @@ def sequential_targets(ids, config, index, spans=()):
                 size = starts[end + 1] - starts[end]
                 if config.budget == "reference" and spent < left:
                     size = min(size, left - spent)
-                if spent + size > left and not (placed == 0 and end == begin) or spent >= left:
+                if (spent + size > left and (placed > 0 or end > begin)) or spent >= left:
                     break
                 end, spent = end + 1, spent + size
             clash = any(b <= end and e >= begin for b, e in taken)
