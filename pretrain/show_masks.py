@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from pretrain.masking import MaskConfig, Masker
+from pretrain.masking import MaskConfig, MaskedBatch, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.tokenizer import Tokenizer
@@ -190,12 +190,13 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
         for epoch in range(config.draws):
             batch = masker.mask(flat_ids, np.array([0, len(flat_ids)]), epoch=epoch, indices=[index], spans=spans)
             title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"
-            gap_start = int(offsets[begin - 1, 1]) if begin else 0
-            draws.append(_describe(title, text, gap_start, places, flat_ids, batch, tokenizer))
+            draws.append(_describe(title, text, places, flat_ids, batch, tokenizer))
     return draws
 
 
-def _describe(title, text, gap_start, places, flat_ids, batch, tokenizer: Tokenizer) -> Draw:
+def _describe(
+    title: str, text: str, places: np.ndarray, flat_ids: np.ndarray, batch: MaskedBatch, tokenizer: Tokenizer
+) -> Draw:
     """A masked block in words."""
 
     def kind(position: int) -> StandIn:
@@ -221,13 +222,13 @@ def _describe(title, text, gap_start, places, flat_ids, batch, tokenizer: Tokeni
             )
         )
     boundaries = {*batch.span_left.tolist(), *batch.span_right.tolist()}
-    pieces, end = [], gap_start
+    pieces, end = [], 0
     for position, token_id in enumerate(flat_ids.tolist()):
         token = tokenizer.token(token_id)
-        gap, shown = ("" if position == 0 else " "), token
+        gap, shown = " " * (position > 0), token  # what stands around [CLS] and [SEP]
         if 0 < position < len(flat_ids) - 1:
             start, stop = (int(x) for x in places[position - 1])
-            gap = text[end:start] if position > 1 else " "
+            gap = text[end:start] if position > 1 else gap
             shown, end = text[start:stop], stop
         stand_in = kind(position) if span_of[position] else None
         seen = tokenizer.token(int(batch.input_ids[position]))
