@@ -76,13 +76,9 @@ def show(question: str, answers: list[Answer], context: str, colour: bool) -> st
     best, rest = answers[0], answers[1:]
     lines = [question]
     if best.no_answer:
-        lines.append(
-            f"  no answer in this text   (probability {best.probability:.2f}, score {best.score:.2f})"
-        )
+        lines.append(f"  no answer in this text   (probability {best.probability:.2f}, score {best.score:.2f})")
     else:
-        lines.append(
-            f"  {one_line(best.text)}   (probability {best.probability:.2f}, score {best.score:.2f})"
-        )
+        lines.append(f"  {one_line(best.text)}   (probability {best.probability:.2f}, score {best.score:.2f})")
         lines.append(f"  in: {highlighted(context, best, colour)}")
     for answer in rest:
         text = "no answer" if answer.no_answer else one_line(answer.text)
@@ -100,9 +96,7 @@ def as_json(question: str, answers: list[Answer], context: str) -> str:
     for answer in answers:
         low, high = (0, 0) if answer.no_answer else sentence_around(context, answer.start, answer.end)
         entries.append(dataclasses.asdict(answer) | {"sentence": context[low:high]})
-    return json.dumps(
-        {"question": question, "answer": answers[0].text, "answers": entries}, ensure_ascii=False
-    )
+    return json.dumps({"question": question, "answer": answers[0].text, "answers": entries}, ensure_ascii=False)
 
 
 def model_and_questions(config: AskConfig) -> tuple[Path, list[str]]:
@@ -114,9 +108,7 @@ def model_and_questions(config: AskConfig) -> tuple[Path, list[str]]:
         raise UserError(f"{words[0]}: no such model folder.")
     if importlib.util.find_spec("spanbert.shipped") is None:
         first = repr(words[0]) if words else "nothing"
-        raise UserError(
-            f'give a model folder first (found {first}): spanbert ask MODEL --context FILE "question"'
-        )
+        raise UserError(f'give a model folder first (found {first}): spanbert ask MODEL --context FILE "question"')
     return Path(importlib.import_module("spanbert.shipped").qa_model_path()), words
 
 
@@ -155,15 +147,11 @@ def run_ask(config: AskConfig) -> None:
         raise UserError(f"--n-best {config.n_best}: give at least 1.")
     folder, questions = model_and_questions(config)
     context = read_context(config.context)
-    answerer = QuestionAnswerer.load(
-        folder, device=config.device, precision=config.precision, backend=config.backend
-    )
+    answerer = QuestionAnswerer.load(folder, device=config.device, precision=config.precision, backend=config.backend)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def reply(question: str, answers: list[Answer]) -> None:
-        print(
-            as_json(question, answers, context) if config.json else show(question, answers, context, colour)
-        )
+        print(as_json(question, answers, context) if config.json else show(question, answers, context, colour))
 
     if questions:
         for question, answers in zip(
@@ -175,9 +163,7 @@ def run_ask(config: AskConfig) -> None:
         raise UserError("standard input is the context: give the questions on the command line.")
     interactive = sys.stdin.isatty()
     if interactive:
-        print(
-            f"{len(context):,} characters read from {config.context}; type a question, or nothing to leave."
-        )
+        print(f"{len(context):,} characters read from {config.context}; type a question, or nothing to leave.")
     asked = 0
     for question in typed_questions("? " if interactive else ""):
         try:

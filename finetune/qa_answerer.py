@@ -93,9 +93,7 @@ class QuestionAnswerer:
         """
         folder = find_model(Path(folder))
         where = choose_device(device)
-        model, report = load_model(
-            folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where)
-        )
+        model, report = load_model(folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where))
         if not report.has("qa_outputs"):
             raise UserError(
                 f"{folder} has no question-answering head; train one: spanbert finetune qa --init {folder} …"
@@ -130,9 +128,7 @@ class QuestionAnswerer:
                 f"a question is longer than the {self.settings.max_question} pieces this model reads; shorten it."
             )
         decode = dataclasses.replace(self.settings.decode, n_best=max(n_best, self.settings.n_best))
-        decoded = predict(
-            self.model, question_set, decode, self.machine, null_allowed=self.settings.null_allowed
-        )
+        decoded = predict(self.model, question_set, decode, self.machine, null_allowed=self.settings.null_allowed)
         return [ranked_answers(one, self.settings.threshold)[:n_best] for one in decoded]
 
 

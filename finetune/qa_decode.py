@@ -35,9 +35,7 @@ class Candidate:
     start: int
     end: int
     score: float  # start logit + end logit
-    probability: (
-        float  # softmax of the scores over the n-best list, and over the null score where it may be chosen
-    )
+    probability: float  # softmax of the scores over the n-best list, and over the null score where it may be chosen
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ class Decoded:
         return self.candidates[0].text
 
 
-def best_pairs(
-    start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: int
-) -> tuple[np.ndarray, ...]:
+def best_pairs(start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: int) -> tuple[np.ndarray, ...]:
     """The `n_best` best (start, end) pairs with start ≤ end < start + max_answer, best first.
 
     start_N: scores of the first N positions as starts; end_M: scores of M ≥ N positions as ends.

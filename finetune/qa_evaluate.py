@@ -196,9 +196,7 @@ def score_predictions_file(predictions: Path, reader: QAReader, limit: int | Non
         raise UserError(f"{predictions}: expected one JSON object from question id to answer text.")
     golds = {q.id: q.answers for paragraph in first_questions(reader, limit) for q in paragraph.questions}
     if not any(question in content for question in golds):
-        raise UserError(
-            f"{predictions}: has none of the question ids of {reader.path}; is it for another file?"
-        )
+        raise UserError(f"{predictions}: has none of the question ids of {reader.path}; is it for another file?")
     return qa_metrics(golds, content, version_2=any(not answers for answers in golds.values()))
 
 
@@ -220,14 +218,10 @@ def run_evaluate_qa(config: EvaluateQAConfig) -> None:
         config.model, device=config.device, precision=config.precision, backend=config.backend
     )
     changes = {name: getattr(config, name) for name in ("window", "stride", "null_threshold")}
-    settings = replace(
-        answerer.settings, **{name: value for name, value in changes.items() if value is not None}
-    )
+    settings = replace(answerer.settings, **{name: value for name, value in changes.items() if value is not None})
     settings.windows.check(answerer.model.config.max_position_embeddings)
     if config.null_threshold is not None and not settings.null_allowed:
-        raise UserError(
-            f"{config.model} was not trained on unanswerable questions: --null-threshold has no meaning."
-        )
+        raise UserError(f"{config.model} was not trained on unanswerable questions: --null-threshold has no meaning.")
     if config.batch_tokens < 1:
         raise UserError(f"--batch-tokens {config.batch_tokens}: give at least 1.")
     questions = read_question_set(

@@ -11,9 +11,7 @@ from torch import Tensor
 from spanbert.packing import unpack
 
 
-def qa_loss_sum(
-    start_T: Tensor, end_T: Tensor, cu_seqlens: Tensor, max_seqlen: int, labels_B2: Tensor
-) -> Tensor:
+def qa_loss_sum(start_T: Tensor, end_T: Tensor, cu_seqlens: Tensor, max_seqlen: int, labels_B2: Tensor) -> Tensor:
     """Sum over B windows of the mean of start and end cross-entropy, in nats: () fp32.
 
     start_T, end_T: logits of T packed tokens; labels_B2: int64 positions within each window. The softmax runs over a

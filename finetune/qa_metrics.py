@@ -112,7 +112,7 @@ def qa_metrics(
     if not version_2:
         return metrics
 
-    has_answer = {question: any(normalize_answer(gold) for gold in golds[question]) for question in golds}
+    has_answer = {question: bool(golds[question]) for question in golds}
     for name, wanted in (("HasAns", True), ("NoAns", False)):
         part = [scores[question] for question in golds if has_answer[question] is wanted]
         if part:

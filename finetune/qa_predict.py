@@ -69,9 +69,7 @@ def window_logits(
             start_T, end_T = model(*to_device(packed, machine.device))
         scores_2T = torch.stack([start_T, end_T]).float().cpu().numpy()
         if not np.isfinite(scores_2T).all():
-            raise UserError(
-                "the model's logits are not finite: the checkpoint is damaged or its training diverged."
-            )
+            raise UserError("the model's logits are not finite: the checkpoint is damaged or its training diverged.")
         for place, begin, end in zip(group, packed.cu_seqlens, packed.cu_seqlens[1:], strict=False):
             logits[place] = (scores_2T[0, begin:end], scores_2T[1, begin:end])
         advance(len(group))

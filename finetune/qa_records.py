@@ -117,9 +117,7 @@ class QAReader:
                 except json.JSONDecodeError as error:
                     raise UserError(f"{self.path}: not valid JSON: {error}.") from None
         if not isinstance(head, dict) or not isinstance(head.get("data"), list):
-            raise UserError(
-                f'{self.path}: neither SQuAD (an object with a list "data") nor MRQA (a line per context).'
-            )
+            raise UserError(f'{self.path}: neither SQuAD (an object with a list "data") nor MRQA (a line per context).')
         yield from self._squad(head["data"])
 
     def _squad(self, articles: list[Any]) -> Iterator[Paragraph]:
@@ -133,9 +131,7 @@ class QAReader:
                 self.malformed(where, error)
                 continue
             for number, paragraph in enumerate(paragraphs):
-                yield from self._paragraph(
-                    f"{where}, paragraph {number}", title, number, paragraph, _squad_question
-                )
+                yield from self._paragraph(f"{where}, paragraph {number}", title, number, paragraph, _squad_question)
 
     def _mrqa(self, first: str, stream: io.TextIOBase) -> Iterator[Paragraph]:
         title = self.path.name
@@ -234,7 +230,7 @@ def need_text(entry: Any, key: str) -> str:
 
 def need_id(entry: Any) -> str:
     """The question's id: `id` in SQuAD, `qid` in MRQA, a string or a whole number."""
-    for key in ("id", "qid"):
+    for key in ("qid", "id"):  # an MRQA question has both, and there "id" is often empty
         if has(entry, key):
             value = entry[key]
             if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
@@ -260,9 +256,7 @@ def _squad_question(question_id: str, entry: dict[str, Any], context: str, check
         if found == gold:
             spans.append((start, start + len(gold)))
         elif check_offsets:
-            raise MalformedRecord(
-                f"answer not at its offset: {gold!r} at character {start}, found {found!r} there"
-            )
+            raise MalformedRecord(f"answer not at its offset: {gold!r} at character {start}, found {found!r} there")
     return Question(question_id, text, tuple(golds), tuple(spans))
 
 
@@ -274,9 +268,7 @@ def _mrqa_question(question_id: str, entry: dict[str, Any], context: str, check_
         pairs = need(answer, "char_spans", list)
         for pair in pairs:
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)):
-                raise MalformedRecord(
-                    f"field of the wrong type: char_spans holds {pair!r}, not [first, last]"
-                )
+                raise MalformedRecord(f"field of the wrong type: char_spans holds {pair!r}, not [first, last]")
             first, last = pair  # MRQA counts the last character in
             found = context[first : last + 1] if 0 <= first <= last else ""
             # MRQA found its spans by normalised search: case, articles and accents may differ from the text.

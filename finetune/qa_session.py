@@ -26,9 +26,7 @@ from spanbert.runs import RunFolder, find_model, plot_curves
 from spanbert.tokenizer import Tokenizer
 
 
-def start_model(
-    config: FinetuneQAConfig, device: torch.device
-) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:
+def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:
     """A new model of `config.size`, or the encoder at `config.init`; a missing head is initialised and named."""
     backend = resolve_backend(config.backend, device)
     dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
@@ -123,9 +121,7 @@ class QASession:
                 step = int(load_training_state(newest, self.model, optimizer)["step"])
             self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, step)
             print(
-                f"resuming from {newest}"
-                if newest
-                else f"{config.output} has no checkpoint yet: starting from step 0"
+                f"resuming from {newest}" if newest else f"{config.output} has no checkpoint yet: starting from step 0"
             )
         else:
             self.run = RunFolder.start(config.output, config)
@@ -166,12 +162,8 @@ class QASession:
         self.run.close()
         shutil.rmtree(self.store.folder)
         written = (
-            "predictions.json, nbest.json and metrics.json beside it"
-            if evaluation
-            else "no --dev, so no predictions"
+            "predictions.json, nbest.json and metrics.json beside it" if evaluation else "no --dev, so no predictions"
         )
         print(f"wrote {self.final} ({step:,} steps); {written}")
         context = self.config.dev or "FILE"
-        print(
-            f'next: spanbert evaluate qa {self.final} {context}   or   spanbert ask {self.final} --context FILE "…"'
-        )
+        print(f'next: spanbert evaluate qa {self.final} {context}   or   spanbert ask {self.final} --context FILE "…"')

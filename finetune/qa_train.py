@@ -114,9 +114,7 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
             seconds += (spent := time.perf_counter() - begun)
             trained_windows, trained_tokens = trained_windows + len(windows), trained_tokens + tokens
             values = {"loss": loss_sum / len(windows), "lr": lr, "gradient_norm": float(norm)}
-            session.run.log(
-                step, "train", epoch=step / steps_per_epoch, **values, tokens=tokens, seconds=spent
-            )
+            session.run.log(step, "train", epoch=step / steps_per_epoch, **values, tokens=tokens, seconds=spent)
             rates = trained_windows / questions.windows * len(questions) / seconds, trained_tokens / seconds
             bar.set_postfix_str(
                 f"loss {values['loss']:.3f}, {rates[0]:.1f} questions/s, {rates[1]:,.0f} tokens/s", False
@@ -129,8 +127,6 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
     bar.close()
     if step < total_steps:
         session.save(step, optimizer)
-        print(
-            f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume"
-        )
+        print(f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume")
         return
     session.finish(step)

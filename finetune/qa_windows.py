@@ -39,9 +39,7 @@ class WindowConfig:
                 f"window {self.window} is longer than the model's {max_positions} positions; lower --window."
             )
         if self.stride < 1 or self.max_question < 1:
-            raise UserError(
-                f"stride {self.stride} and max-question {self.max_question} must both be at least 1 piece."
-            )
+            raise UserError(f"stride {self.stride} and max-question {self.max_question} must both be at least 1 piece.")
         room = self.window - self.max_question - SPECIALS
         if self.stride >= room:
             raise UserError(
@@ -73,9 +71,7 @@ class QuestionSet:
     ids: list[str]  # Q
     context_of_Q: np.ndarray  # int64, index of the context
     context_pieces: np.ndarray  # flat int32
-    context_bounds: (
-        np.ndarray
-    )  # (C + 1,) int64: pieces of context c are context_pieces[bounds[c]:bounds[c + 1]]
+    context_bounds: np.ndarray  # (C + 1,) int64: pieces of context c are context_pieces[bounds[c]:bounds[c + 1]]
     question_pieces: np.ndarray  # flat int32, already cut
     question_bounds: np.ndarray  # (Q + 1,) int64
     answer_Q2: np.ndarray  # int64, first and last context piece of the first gold answer; -1 for none
@@ -151,8 +147,7 @@ class QuestionSet:
         """The same contexts with only these questions, in this order."""
         questions = np.asarray(questions, dtype=np.int64)
         pieces = [
-            self.question_pieces[a:b]
-            for a, b in zip(self.question_bounds, self.question_bounds[1:], strict=False)
+            self.question_pieces[a:b] for a, b in zip(self.question_bounds, self.question_bounds[1:], strict=False)
         ]
         kept = [pieces[q] for q in questions]
         part = replace(
@@ -205,14 +200,10 @@ def build_question_set(
                 if not len(encoded.ids):
                     continue
                 if not len(pieces):
-                    malformed(
-                        f"{where}, id {question.id}", MalformedRecord("no pieces: the question holds no text")
-                    )
+                    malformed(f"{where}, id {question.id}", MalformedRecord("no pieces: the question holds no text"))
                     continue
                 if question.spans and span[0] > span[1]:
-                    malformed(
-                        f"{where}, id {question.id}", MalformedRecord("no pieces: the answer holds no text")
-                    )
+                    malformed(f"{where}, id {question.id}", MalformedRecord("no pieces: the answer holds no text"))
                     continue
                 truncated += len(pieces) > config.max_question
                 question_parts.append(pieces[: config.max_question])

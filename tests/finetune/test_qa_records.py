@@ -1,0 +1,178 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.qa_records import Paragraph, QAReader
+from finetune.qa_windows import WindowConfig, build_question_set
+from spanbert.errors import UserError
+from spanbert.tokenizer import Tokenizer
+
+
+def read(path: Path, **options: bool) -> tuple[list[Paragraph], QAReader]:
+    reader = QAReader(path, **{"skip_malformed": False, **options})
+    return list(reader), reader
+
+
+def squad(question: dict, context: str = "The sky is blue.") -> str:
+    paragraph = {"context": context, "qas": [question]}
+    return json.dumps({"version": "1.1", "data": [{"title": "Sky", "paragraphs": [paragraph]}]})
+
+
+def test_squad_1_1_spans_are_the_answers_in_the_files_order(data: Path) -> None:
+    paragraphs, reader = read(data / "qa_v1.json")
+    assert [(p.article, p.number) for p in paragraphs] == [("Foxes", 0), ("北京", 0), ("北京", 1)]
+    assert reader.report.questions == 8
+    assert not reader.report.impossible
+    for paragraph in paragraphs:
+        for question in paragraph.questions:
+            assert question.answers
+            assert [paragraph.context[a:b] for a, b in question.spans] == list(question.answers)
+    fox = paragraphs[0].questions[0]
+    assert fox.answers == ("Zürich", "Zürich", "to Zürich")
+    first = paragraphs[0].context.index("Zürich")
+    assert fox.spans[0][0] == paragraphs[0].context.index("Zürich", first + 1)  # as labelled, not the first occurrence
+
+
+def test_squad_2_0_unanswerable_questions_have_no_answer_even_if_a_plausible_one_is_given(data: Path) -> None:
+    paragraphs, reader = read(data / "qa_v2.json")
+    impossible = [q for p in paragraphs for q in p.questions if q.impossible]
+    assert [q.id for q in impossible] == ["fox-x", "ada-x"]
+    assert all(q.spans == () for q in impossible)
+    assert (reader.report.questions, reader.report.impossible) == (10, 2)
+
+
+def test_mrqa_counts_the_last_character_in_and_scores_against_answers(data: Path) -> None:
+    paragraphs, _ = read(data / "qa_mrqa.jsonl")
+    assert [p.article for p in paragraphs] == ["Toy", "Toy"]
+    eye, stand = paragraphs[0].questions
+    assert eye.id == "eye-1"
+    assert eye.answers == ("The London Eye",)
+    assert [paragraphs[0].context[a:b] for a, b in eye.spans] == ["London Eye", "london eye"]
+    assert [paragraphs[0].context[a:b] for a, b in stand.spans] == ["London", "London"]
+    rain = paragraphs[1].questions[0]
+    assert paragraphs[1].context[slice(*rain.spans[0])] == "Bergen"
+
+
+@pytest.mark.parametrize("name", ["qa_v2.json", "qa_mrqa.jsonl"])
+def test_gzip_is_recognised_by_content_not_by_name(data: Path, tmp_path: Path, name: str) -> None:
+    misleading = tmp_path / "questions.json"
+    misleading.write_bytes(gzip.compress((data / name).read_bytes()))
+    assert read(misleading)[0] == read(data / name)[0]
+
+
+def test_a_squad_file_on_one_line_and_with_a_byte_order_mark_reads_the_same(data: Path, tmp_path: Path) -> None:
+    compact = tmp_path / "compact.json"
+    content = json.dumps(json.loads((data / "qa_v1.json").read_text(encoding="utf-8")))
+    compact.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert read(compact)[0] == read(data / "qa_v1.json")[0]
+
+
+def test_training_skips_counts_and_names_every_malformed_record(data: Path, tokenizer: Tokenizer) -> None:
+    reader = QAReader(data / "qa_malformed.json", skip_malformed=True)
+    questions = build_question_set(reader, tokenizer, WindowConfig(), keep_text=True, malformed=reader.malformed)
+    assert questions.ids == ["good-1", "control-question", "good-2"]
+    report = reader.report
+    assert report.skipped == {
+        "answer not at its offset": 2,
+        "duplicate id": 1,
+        "missing field": 6,
+        "no answer": 1,
+        "contradiction": 1,
+        "empty field": 1,
+        "field of the wrong type": 1,
+        "lone surrogate": 1,
+    }
+    assert len(report.lines) == 14
+    off_by_one = next(line for line in report.lines if "off-by-one" in line)
+    assert 'article "Good and bad", paragraph 0, id off-by-one' in off_by_one
+    assert "'2011'" in off_by_one
+    assert "' 201'" in off_by_one
+    assert "14 malformed records" in report.summary()
+
+
+MALFORMED = {
+    "offset": ({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 10}]}, "not at its offset"),
+    "negative offset": ({"id": "q", "question": "Why?", "answers": [{"text": ".", "answer_start": -1}]}, "its offset"),
+    "past the end": ({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 99}]}, "its offset"),
+    "no text": ({"id": "q", "question": "Why?", "answers": [{"answer_start": 0}]}, '"text"'),
+    "true as offset": ({"id": "q", "question": "Why?", "answers": [{"text": "h", "answer_start": True}]}, "wrong type"),
+    "no question": ({"id": "q", "answers": []}, '"question"'),
+    "no answers": ({"id": "q", "question": "Why?", "answers": []}, "no answer"),
+    "is_impossible null": ({"id": "q", "question": "?", "answers": [], "is_impossible": None}, "wrong type"),
+    "both": ({"id": "q", "question": "?", "answers": [{"text": "T"}], "is_impossible": True}, "contradiction"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_evaluation_stops_at_a_malformed_record_and_says_where(tmp_path: Path, case: str) -> None:
+    question, reason = MALFORMED[case]
+    path = tmp_path / "dev.json"
+    path.write_text(squad(question))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    for part in (str(path), 'article "Sky"', "paragraph 0", "id q", reason):
+        assert part in str(caught.value)
+
+
+def test_a_duplicate_id_is_found_across_articles(data: Path, tmp_path: Path) -> None:
+    content = json.loads((data / "qa_v1.json").read_text(encoding="utf-8"))
+    content["data"][1]["paragraphs"][1]["qas"][2]["id"] = "fox-1"
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match='article "北京", paragraph 1, id fox-1: duplicate id'):
+        read(path)
+
+
+def test_offsets_may_be_ignored_for_scoring_by_text(tmp_path: Path) -> None:
+    path = tmp_path / "dev.json"
+    path.write_text(squad({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": -1}]}))
+    with pytest.raises(UserError, match="--ignore-offsets"):
+        read(path)
+    (paragraph,), _ = read(path, check_offsets=False)
+    assert paragraph.questions[0].answers == ("blue",)
+    assert paragraph.questions[0].spans == ()
+    assert not paragraph.questions[0].impossible
+
+
+def test_mrqa_span_that_is_another_text_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "mrqa.jsonl"
+    answer = {"text": "blue", "char_spans": [[4, 6]]}  # "sky"
+    entry = {"context": "The sky is blue.", "qas": [{"qid": "q", "question": "?", "answers": ["blue"]}]}
+    entry["qas"][0]["detected_answers"] = [answer]
+    path.write_text('{"header": {"dataset": "Toy"}}\n' + json.dumps(entry) + "\n{broken\n")
+    with pytest.raises(UserError, match='article "Toy", line 2, id q: answer not at its offset'):
+        read(path)
+    answer["char_spans"] = [[11, 14]]
+    path.write_text('{"header": {"dataset": "Toy"}}\n' + json.dumps(entry) + "\n{broken\n")
+    with pytest.raises(UserError, match="line 3: line is not valid JSON"):
+        read(path)
+    (paragraph,), reader = read(path, skip_malformed=True)
+    assert paragraph.context[slice(*paragraph.questions[0].spans[0])] == "blue"
+    assert reader.report.skipped == {"line is not valid JSON": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1, 2]", "neither SQuAD"),
+        (b'{"data": 3}', "neither SQuAD"),
+        (b'{"data": []}', "no usable question"),
+        (b'{"data": [\xff]}', "not UTF-8"),
+        (gzip.compress(b'{"data": []}' * 50)[:-9], "damaged or cut short"),
+    ],
+)
+def test_files_that_are_no_question_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for skip in (False, True):
+        with pytest.raises(UserError, match=message):
+            read(path, skip_malformed=skip)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
+        read(tmp_path / "absent.json")
