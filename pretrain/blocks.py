@@ -40,7 +40,9 @@ class Blocks:
             settings = json.loads((folder / "prepare.json").read_text())
             table = datasets.load_from_disk(folder / split).data.table
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare") from error
+            raise UserError(
+                f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare"
+            ) from error
         tokenizer = Tokenizer.load(folder / "tokenizer")
         if tokenizer.fingerprint != settings["tokenizer_fingerprint"]:
             raise UserError(f"{folder}/tokenizer is not the one this corpus was prepared with: prepare it again")

@@ -61,9 +61,7 @@ class Corpus:
     Iterating gives Documents that are not empty; `counts` and `progress` grow while it goes.
     """
 
-    def __init__(
-        self, inputs: tuple[str, ...], *, text_field: str = "text", document_per_file: bool = False
-    ) -> None:
+    def __init__(self, inputs: tuple[str, ...], *, text_field: str = "text", document_per_file: bool = False) -> None:
         self.sources = find_files(inputs)
         self.text_field = text_field
         self.document_per_file = document_per_file
@@ -196,7 +194,9 @@ class Corpus:
             raise UserError(f"cannot open the data set {source}: {reason}") from error
         for row in rows:
             if self.text_field not in row:
-                raise UserError(f"{source} has no field {self.text_field!r} (it has {', '.join(row)}): use --text-field")
+                raise UserError(
+                    f"{source} has no field {self.text_field!r} (it has {', '.join(row)}): use --text-field"
+                )
             yield from self._record(row[self.text_field])
 
     # --- from raw to clean ---------------------------------------------------------------------------------------

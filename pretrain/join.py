@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from pretrain.blocks import Blocks
 from pretrain.shards import SPLITS, shard_file
+
+FILE_BYTES = 1_000_000_000
 
 
 def join_shards(
@@ -28,8 +33,10 @@ def join_shards(
     how = "hash of the text"
     if validation_share > 0 and 0 in (len(parts["train"]), len(parts["validation"])):
         parts, how = _rescue(concatenate_datasets([parts["train"], parts["validation"]]), validation_share)
-    for split in SPLITS:
-        parts[split].save_to_disk(folder / split, max_shard_size="1GB")
+    with _no_bars():
+        for split in SPLITS:
+            files = max(1, -(-parts[split].data.nbytes // FILE_BYTES))
+            parts[split].save_to_disk(folder / split, num_shards=files)
     train, validation = (Blocks.map(folder / split, block_length) for split in SPLITS)
     held_out = {
         "chosen_by": how,
@@ -55,3 +62,15 @@ def _rescue(rows: Dataset, validation_share: float) -> tuple[dict[str, Dataset],
         how = "last blocks of the only document" if held.any() else "nothing held out: a single block"
     indices = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
     return {split: rows.select(indices[split]) for split in SPLITS}, how
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """datasets shows bars of its own; ours is enough."""
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()

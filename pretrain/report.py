@@ -14,7 +14,9 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
     """All numbers that prepare.json keeps. A word is BERT's: split at white space, punctuation and Chinese characters."""
     blocks = sum(counts.block_lengths.values())
     width = -(-block_length // BINS)
-    histogram = dict.fromkeys((f"{low + 1}-{min(low + width, block_length)}" for low in range(0, block_length, width)), 0)
+    histogram = dict.fromkeys(
+        (f"{low + 1}-{min(low + width, block_length)}" for low in range(0, block_length, width)), 0
+    )
     names = list(histogram)
     for length, count in counts.block_lengths.items():
         histogram[names[(length + 2 - 1) // width]] += count
@@ -45,12 +47,16 @@ def print_report(report: dict) -> None:
         ("blocks", f"{report['blocks']:,}, {report['fill']:.1%} full"),
         (
             "held out",
-            (f"{held['validation_blocks']:,} blocks, {held['validation_tokens'] / report['tokens']:.2%} of tokens"
-            f" ({held['chosen_by']})"),
+            (
+                f"{held['validation_blocks']:,} blocks, {held['validation_tokens'] / report['tokens']:.2%} of tokens"
+                f" ({held['chosen_by']})"
+            ),
         ),
     ]
     if report["spans"] or report["dropped_spans"]:
-        lines.append(("spans", f"{report['spans']:,} kept, {report['dropped_spans']:,} cross a block's end and are dropped"))
+        lines.append(
+            ("spans", f"{report['spans']:,} kept, {report['dropped_spans']:,} cross a block's end and are dropped")
+        )
     repaired = {
         "empty files": "empty_files",
         "empty documents": "empty_documents",

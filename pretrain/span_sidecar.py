@@ -49,12 +49,17 @@ class SpanSidecar:
         line = self._handle.readline()
         self._line += 1
         if not line:
-            raise UserError(f"{self.path} ends at line {self._line - 1}, but document {self._line} exists: one line each")
+            raise UserError(
+                f"{self.path} ends at line {self._line - 1}, but document {self._line} exists: one line each"
+            )
         try:
-            spans = [(start, end) for start, end in json.loads(line)]
-            good = all(type(s) is int and type(e) is int and 0 <= s < e for s, e in spans)
+            given = json.loads(line)
+            spans = [(start, end) for start, end in given]
+            good = isinstance(given, list) and all(type(s) is int and type(e) is int and 0 <= s < e for s, e in spans)
         except (ValueError, TypeError):
             good = False
         if not good:
-            raise UserError(f"{self.path}:{self._line}: expected [[start, end], ...] with 0 <= start < end, got {line[:60]!r}")
+            raise UserError(
+                f"{self.path}:{self._line}: expected [[start, end], ...] with 0 <= start < end, got {line[:60]!r}"
+            )
         return spans

@@ -41,7 +41,9 @@ def find_files(inputs: tuple[str, ...]) -> list[str]:
                 if p.is_file() and file_format(p) and not any(n.startswith(".") for n in p.relative_to(path).parts)
             )
             if not inside:
-                raise UserError(f"folder {path} holds no file that ends in .txt, .jsonl or .parquet (or those + .gz/.xz/.zst)")
+                raise UserError(
+                    f"folder {path} holds no file that ends in .txt, .jsonl or .parquet (or those + .gz/.xz/.zst)"
+                )
             sources.extend(map(str, inside))
         elif path.exists():
             sources.append(given)
@@ -55,7 +57,7 @@ def find_files(inputs: tuple[str, ...]) -> list[str]:
 
 
 def file_format(path: Path) -> str | None:
-    """".txt", ".jsonl" or ".parquet" by the name without its compression; None for any other name."""
+    """ ".txt", ".jsonl" or ".parquet" by the name without its compression; None for any other name."""
     inner = path.with_suffix("") if path.suffix in COMPRESSIONS else path
     return inner.suffix if inner.suffix in FORMATS else None
 

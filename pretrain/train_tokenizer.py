@@ -167,5 +167,3 @@ def choose_alphabet(counts: Counter[str], coverage: float, limit: int) -> tuple[
             used += 1
         covered += count
     return sorted(single), sorted(continuing)
-
-

@@ -93,7 +93,9 @@ class Tokenizer:
             for name in ("tokenizer.json", "vocab.txt"):
                 if (path / name).is_file():
                     return cls.load(path / name, lowercase=lowercase)
-            raise UserError(f"{path} holds neither tokenizer.json nor vocab.txt: name a folder or file with a vocabulary")
+            raise UserError(
+                f"{path} holds neither tokenizer.json nor vocab.txt: name a folder or file with a vocabulary"
+            )
         if not path.is_file():
             raise UserError(f"{path} does not exist: name a folder, a vocab.txt or a tokenizer.json")
         if path.suffix == ".json":
@@ -263,7 +265,9 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict]:
     normalizer = content.get("normalizer") or {}
     found = f"{kind} model, {normalizer.get('type', 'no')} normalizer, {splitter} pre-tokenizer"
     if kind != "WordPiece" or splitter != "BertPreTokenizer" or normalizer.get("type") != "BertNormalizer":
-        raise UserError(f"{path} is not a BERT tokenizer ({found}): expected WordPiece, BertNormalizer, BertPreTokenizer")
+        raise UserError(
+            f"{path} is not a BERT tokenizer ({found}): expected WordPiece, BertNormalizer, BertPreTokenizer"
+        )
     if model.get("continuing_subword_prefix", CONTINUATION) != CONTINUATION:
         raise UserError(f"{path} marks word continuations by {model['continuing_subword_prefix']!r}, expected '##'")
     vocabulary = dict(model["vocab"])

@@ -56,7 +56,9 @@ def random_texts(number: int, seed: int = 0) -> list[str]:
     chance = random.Random(seed)
     texts = []
     for _ in range(number):
-        region = chance.choice([0, 0, chance.randrange(0x3000), chance.randrange(0xD000), chance.randrange(0xE000, 0x20000)])
+        region = chance.choice(
+            [0, 0, chance.randrange(0x3000), chance.randrange(0xD000), chance.randrange(0xE000, 0x20000)]
+        )
         pick = (chr(region + chance.randrange(0x200)) for _ in range(60))
         texts.append("".join(c if chance.random() < 0.6 else chance.choice("ab ZÉ中.") for c in pick))
     return texts
@@ -136,7 +138,9 @@ def strip(text: str, lowercase: bool) -> str:
     """What normalisation leaves of a slice, for comparing."""
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co") and c != "\ufffd")
     if lowercase:
-        text = "".join(c for c in unicodedata.normalize("NFD", "".join(map(str.lower, text))) if unicodedata.category(c) != "Mn")
+        text = "".join(
+            c for c in unicodedata.normalize("NFD", "".join(map(str.lower, text))) if unicodedata.category(c) != "Mn"
+        )
     return text
 
 
@@ -261,7 +265,11 @@ def test_windows_line_ends_and_a_missing_last_one(tmp_path):
 
 
 BAD_VOCABULARIES = [
-    ("missing special", lambda p: (p / "vocab.txt").write_text("[PAD]\n[UNK]\na\n"), r"lacks \[CLS\], \[SEP\], \[MASK\]"),
+    (
+        "missing special",
+        lambda p: (p / "vocab.txt").write_text("[PAD]\n[UNK]\na\n"),
+        r"lacks \[CLS\], \[SEP\], \[MASK\]",
+    ),
     ("twice", lambda p: write_vocabulary(p, "a", "b", "a"), r"line 8: 'a' is already on line 6"),
     ("empty", lambda p: (p / "vocab.txt").write_text(""), r"lacks \[PAD\]"),
     ("latin 1", lambda p: (p / "vocab.txt").write_bytes(b"[PAD]\n\xe9"), "not UTF-8"),
