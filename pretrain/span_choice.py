@@ -65,11 +65,9 @@ def choose_spans(
     long as there is one, or else a geometric span (§6.1: entities and noun phrases).
     """
     progress = _Progress(words, budget_B, keys_B, rule, listed)
-    # Only a budget of several spans repays looking ahead. What a listed span costs is not known ahead.
-    if listed is None:
-        live = np.flatnonzero(budget_B > 4 * len(rule.length_cdf))
-        while live.size:
-            live = progress.place_ahead(live)
+    live = np.flatnonzero(budget_B > 4 * len(rule.length_cdf))  # a budget of one or two spans does not repay it
+    while live.size:
+        live = progress.place_ahead(live)
     live = np.flatnonzero(budget_B > 0)
     while live.size:
         live = progress.place_next(live)
@@ -94,7 +92,7 @@ class _Progress:
         self.left = budget_B.astype(np.int32)
         self.placed = np.zeros(len(budget_B), np.int64)
         self.tries = np.zeros(len(budget_B), np.int64)  # refused starts of the span that is next
-        self.next_listed = None if listed is None else listed.cu[:-1].copy()
+        self.next_listed = np.zeros(len(budget_B), np.int64) if listed is None else listed.cu[:-1].copy()
         self.start_keys, self.length_keys, self.kind_keys = (stream(keys_B, p) for p in (START, LENGTH, KIND))
         self.word_offset, self.word_count = words.maskable_cu[:-1], np.diff(words.maskable_cu)
         self.begin_KB = np.zeros((0, len(budget_B)), np.int32)
@@ -109,16 +107,8 @@ class _Progress:
 
     def place_next(self, live: np.ndarray) -> np.ndarray:
         """The sequential loop's body: one span, up to TRIES starts, for each live sequence. Returns who goes on."""
-        words, tries_R1 = self.words, np.arange(self.TRIES)[:, None]
-        begin, length = self._draw(live, self.placed[live], self.tries[live] + tries_R1)
-        is_listed = np.zeros(live.size, bool)
-        if self.listed is not None:
-            remaining = self.listed.cu[1:][live] - self.next_listed[live]
-            heads = unit(draw(self.kind_keys[live], self.placed[live])) < 0.5
-            is_listed = heads & (remaining > 0)
-            turn = (self.next_listed[live] + np.minimum(tries_R1, remaining - 1))[:, is_listed]
-            begin[:, is_listed], length[:, is_listed] = self.listed.begin[turn], self.listed.words[turn]
-
+        words, column = self.words, np.arange(live.size)
+        (begin,), (length,), (is_listed,) = self._propose(live, 1)
         left, is_first = self.left[live], self.placed[live] == 0
         first = words.first[begin]
         limit = np.minimum(first + left, words.of_token.size - 1)
@@ -140,7 +130,6 @@ class _Progress:
 
         decides = fits | stops
         choice = decides.argmax(axis=0)
-        column = np.arange(live.size)
         decided = decides[choice, column]
         accepted = decided & fits[choice, column]
         hit = np.flatnonzero(accepted)
@@ -148,10 +137,8 @@ class _Progress:
         self._place(live[hit], self.placed[live[hit]], *chosen)
         self.placed[live] += accepted
         self.left[live] -= size[choice, column] * accepted
-        used = np.where(decided, choice + 1, self.TRIES)
-        if self.listed is not None:
-            self.next_listed[live] += np.where(is_listed, np.minimum(used, remaining), 0)
-        self.tries[live] = np.where(accepted, 0, self.tries[live] + np.where(is_listed, 0, used))
+        self.next_listed[live] += is_listed
+        self.tries[live] = np.where(accepted, 0, self.tries[live] + self.TRIES * ~is_listed)
         return live[~(decided & (stops | is_last)[choice, column])]
 
     def place_ahead(self, live: np.ndarray) -> np.ndarray:
@@ -161,10 +148,7 @@ class _Progress:
         the first that is in the way of another of these are what the sequential loop would have placed.
         """
         words, ahead, column = self.words, self.AHEAD, np.arange(live.size)
-        span_A1n = self.placed[live] + np.arange(ahead)[:, None, None]
-        tries_ARn = np.zeros((ahead, self.TRIES, live.size), np.int64) + np.arange(self.TRIES)[:, None]
-        tries_ARn[0] += self.tries[live]
-        begin, length = self._draw(live, span_A1n, tries_ARn)
+        begin, length, is_listed = self._propose(live, ahead)
         end = np.minimum(begin + length, len(words.first) - 1)
         first = words.first[begin]
         size = words.first[end] - first
@@ -191,18 +175,35 @@ class _Progress:
         stop = np.minimum(count, ahead - 1)
         stops = count < ahead
         goes_on = ~(stops & is_tight[stop, column])
+        was_listed = is_listed[stop, column]
+        self.next_listed[live] += (is_listed & good).sum(axis=0) + (was_listed & stops & goes_on)
         used = np.where(fits_An[stop, column], choice[stop, column] + 1, self.TRIES)
-        self.tries[live] = np.where(count == 0, self.tries[live], 0) + used * (stops & goes_on)
+        self.tries[live] = np.where(count == 0, self.tries[live], 0) + used * (stops & goes_on & ~was_listed)
         return live[goes_on]
 
-    def _draw(self, live: np.ndarray, span: np.ndarray, tries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First words and lengths (..., n) int32 of geometric spans, from the addresses (span, try)."""
-        length = draw_lengths(self.rule.length_cdf, draw(self.length_keys[live], span))
-        length = length - (tries // PATIENCE).astype(np.int32)
+    def _propose(self, live: np.ndarray, ahead: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next spans, and for each several starts: first words and lengths (A, R, n) int32, is listed (A, n) bool.
+
+        A listed span stands there R times. Which ones come assumes that those before are accepted.
+        """
+        span_An = self.placed[live] + np.arange(ahead)[:, None]
+        tries_ARn = np.zeros((ahead, self.TRIES, live.size), np.int64) + np.arange(self.TRIES)[:, None]
+        tries_ARn[0] += self.tries[live]
+        length = draw_lengths(self.rule.length_cdf, draw(self.length_keys[live], span_An))[:, None]
+        length = length - (tries_ARn // PATIENCE).astype(np.int32)
         # the first span shrinks to one word at worst, which always fits: no sequence with a word stays unmasked
-        length = np.maximum(length, span == 0)
-        bits = draw(self.start_keys[live], (span << 32) + tries)
-        return self.words.maskable[self.word_offset[live] + below(bits, self.word_count[live])], length
+        length = np.maximum(length, (span_An == 0)[:, None])
+        bits = draw(self.start_keys[live], (span_An << 32)[:, None] + tries_ARn)
+        begin = self.words.maskable[self.word_offset[live] + below(bits, self.word_count[live])]
+        is_listed = np.zeros(span_An.shape, bool)
+        if self.listed is not None:
+            heads = unit(draw(self.kind_keys[live], span_An)) < 0.5
+            turn = self.next_listed[live] + np.cumsum(heads, axis=0) - heads
+            is_listed = heads & (turn < self.listed.cu[1:][live])
+            step, column = np.nonzero(is_listed)
+            begin[step, :, column] = self.listed.begin[turn[step, column], None]
+            length[step, :, column] = self.listed.words[turn[step, column], None]
+        return begin, length, is_listed
 
     def _clash(self, live: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Whether spans (C, n) overlap or touch one of their sequence's: `end` too must not be a word of another."""
