@@ -14,7 +14,16 @@ import torch
 import tyro
 from torch import Tensor
 
-from spanbert.checkpoint import HEADS, UNTRAINED, brief, encoder_config, hub_config, refuse_existing, usual_names, write_tensors
+from spanbert.checkpoint import (
+    HEADS,
+    UNTRAINED,
+    brief,
+    encoder_config,
+    hub_config,
+    refuse_existing,
+    usual_names,
+    write_tensors,
+)
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder

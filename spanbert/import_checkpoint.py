@@ -202,7 +202,7 @@ def _describe_shape(shape: EncoderConfig) -> str:
 
 
 def _next_commands(output: Path, kept: Mapping[str, Tensor], untrained: list[str]) -> str:
-    commands = [f"spanbert finetune qa --model {output} --train train-v1.1.json --output RUN"]
+    commands = [f"spanbert finetune qa --init {output} --train train-v1.1.json --output RUN"]
     if "qa_outputs.weight" in kept:
         commands[0] = f"spanbert ask {output} --context FILE 'your question'"
     if "mlm" not in untrained:
