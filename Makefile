@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## the whole main job on sample data: text to answered questions, under 10 minutes on 2 cores
-	$(BIN)/python -m benchmarks.demo
+	SPANBERT=$(BIN)/spanbert sample/demo.sh
 
 test: setup  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
