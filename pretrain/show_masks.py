@@ -186,7 +186,8 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
         block, places = ids[begin : begin + room], offsets[begin : begin + room]
         flat_ids = np.concatenate([[tokenizer.cls_id], block, [tokenizer.sep_id]])
         inside = [np.flatnonzero((places[:, 0] < end) & (places[:, 1] > start)) for start, end in marked]
-        spans = [[(at[0], at[-1] + 1) for at in inside if len(at)]] if is_linguistic else None
+        pairs = np.array([(at[0], at[-1] + 1) for at in inside if len(at)], np.int64).reshape(-1, 2)
+        spans = [pairs] if is_linguistic else None
         for epoch in range(config.draws):
             batch = masker.mask(flat_ids, np.array([0, len(flat_ids)]), epoch=epoch, indices=[index], spans=spans)
             title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"

@@ -122,8 +122,7 @@ class _Progress:
             size = np.minimum(size, left)
         clash = self._clash(live, begin, end)
         is_empty = end <= begin
-        fits = words.unmaskable_before[end] == words.unmaskable_before[begin]
-        fits &= ~(clash | is_empty)
+        fits = (end <= words.next_unmaskable[begin]) & ~(clash | is_empty)
         is_last = (size >= left) | (paid_end < begin + length)
         # a free start whose first word cannot be paid, or a length that ran out: the sequence is done
         stops = (is_empty & ~clash) | (length <= 0)
@@ -152,12 +151,12 @@ class _Progress:
         end = np.minimum(begin + length, len(words.first) - 1)
         first = words.first[begin]
         size = words.first[end] - first
-        fits = words.unmaskable_before[end] == words.unmaskable_before[begin]
+        fits = end <= words.next_unmaskable[begin]
         flat = (ahead * self.TRIES, live.size)
         fits &= ~self._clash(live, begin.reshape(flat), end.reshape(flat)).reshape(fits.shape)
         choice = fits.argmax(axis=1)
-        picked = np.arange(ahead)[:, None], choice, column
-        begin_An, end_An, first_An, size_An, fits_An = (x[picked] for x in (begin, end, first, size, fits))
+        picked = (choice + self.TRIES * np.arange(ahead)[:, None]) * live.size + column
+        begin_An, end_An, size_An, fits_An = (x.ravel()[picked] for x in (begin, end, size, fits))
 
         meets_AAn = (begin_An[:, None] <= end_An) & (end_An[:, None] >= begin_An)
         meets_AAn &= np.tri(ahead, k=-1, dtype=bool).T[:, :, None]
@@ -168,7 +167,7 @@ class _Progress:
         count = good.sum(axis=0)
 
         step, hit = np.nonzero(good)
-        chosen = (x[step, hit] for x in (begin_An, end_An, first_An, size_An))
+        chosen = (x.ravel()[picked[step, hit]] for x in (begin, end, first, size))
         self._place(live[hit], self.placed[live[hit]] + step, *chosen)
         self.placed[live] += count
         self.left[live] -= (size_An * good).sum(axis=0, dtype=np.int32)
@@ -235,7 +234,7 @@ def list_spans(words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: 
     """
     count_B = np.array([len(pairs) for pairs in spans], np.int64)
     cu = np.concatenate([[0], np.cumsum(count_B)])
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *(np.asarray(p).reshape(-1, 2) for p in spans)])
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *spans])
     sequence = np.repeat(np.arange(len(count_B)), count_B)
     tokens = np.diff(cu_seqlens)[sequence] - 2
     is_wrong = (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > tokens)
@@ -248,6 +247,10 @@ def list_spans(words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: 
     content = cu_seqlens[:-1][sequence] + 1
     begin = words.of_token[content + pairs[:, 0]]
     end = words.of_token[content + pairs[:, 1] - 1] + 1
-    bits = draw(stream(keys_B, LISTED_ORDER)[sequence], np.arange(len(pairs)) - cu[:-1][sequence])
-    order = np.lexsort((bits, sequence))
+    # one number to sort by: the sequence, 24 random bits, the span's place in its list (up to 2^20 of either)
+    place = np.arange(len(pairs)) - cu[:-1][sequence]
+    bits = draw(stream(keys_B, LISTED_ORDER)[sequence], place) >> np.uint64(40)
+    order = (sequence.astype(np.uint64) << np.uint64(44)) | (bits << np.uint64(20)) | place.astype(np.uint64)
+    order.sort()
+    order = (order & np.uint64(2**20 - 1)).view(np.int64) + cu[:-1][sequence]
     return ListedSpans(begin[order], (end - begin)[order], cu)

@@ -15,7 +15,7 @@ class Words(NamedTuple):
 
     first: np.ndarray  # (W + 1,) int32, packed index of each word's first token, then T
     of_token: np.ndarray  # (T + 1,) int32, word of each token, then W
-    unmaskable_before: np.ndarray  # (W + 1,) int32, how many words before this one may not be masked
+    next_unmaskable: np.ndarray  # (W,) int32, the first word from each one on that may not be masked
     maskable: np.ndarray  # (C,) int32, words that may be masked
     maskable_cu: np.ndarray  # (B + 1,) int64, where each sequence's entries of `maskable` begin
     tokens: np.ndarray  # (B,) int64, maskable tokens of each sequence
@@ -31,29 +31,32 @@ class Units(NamedTuple):
 
 def find_words(ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray) -> Words:
     """Word boundaries from ids alone. The first and last token of each sequence are unmaskable whatever they are."""
-    total = len(ids_T)
-    begins = cu_seqlens[:-1]
+    total, edges = len(ids_T), cu_seqlens.astype(np.int64)
     special_T = special_V[ids_T]
-    special_T[begins] = True
-    special_T[cu_seqlens[1:] - 1] = True
+    special_T[edges[:-1]] = True
+    special_T[edges[1:] - 1] = True
+    special = np.flatnonzero(special_T)
     starts_T = starts_word_V[ids_T]
     starts_T |= special_T
     starts_T[1:] |= special_T[:-1]  # a block may begin in the middle of a word: the rest of it is a word here
     of_token = np.empty(total + 1, np.int32)
     np.cumsum(starts_T, dtype=np.int32, out=of_token[:-1])
     of_token[:-1] -= 1
-    word_first = np.flatnonzero(starts_T)
-    first = np.empty(len(word_first) + 1, np.int32)
-    first[:-1], first[-1] = word_first, total
-    of_token[-1] = len(word_first)
-    unmaskable_W = special_T[word_first]
-    unmaskable_before = np.zeros(len(first), np.int32)
-    np.cumsum(unmaskable_W, dtype=np.int32, out=unmaskable_before[1:])
-    maskable = np.flatnonzero(~unmaskable_W).astype(np.int32)
-    word_cu = of_token[cu_seqlens].astype(np.int64)
-    specials_cu = unmaskable_before[word_cu]
-    tokens = np.diff(cu_seqlens).astype(np.int64) - np.diff(specials_cu)
-    return Words(first, of_token, unmaskable_before, maskable, word_cu - specials_cu, tokens)
+    first = np.append(np.flatnonzero(starts_T), total).astype(np.int32)
+    of_token[-1] = len(first) - 1
+    special_word = of_token[special]
+    next_unmaskable = np.repeat(special_word, np.diff(special_word, prepend=-1))
+    is_maskable = np.ones(len(first) - 1, bool)
+    is_maskable[special_word] = False
+    specials_cu = np.searchsorted(special, edges)
+    return Words(
+        first=first,
+        of_token=of_token,
+        next_unmaskable=next_unmaskable,
+        maskable=np.flatnonzero(is_maskable).astype(np.int32),
+        maskable_cu=of_token[edges] - specials_cu,
+        tokens=np.diff(edges) - np.diff(specials_cu),
+    )
 
 
 def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid_word: bool) -> Units:

@@ -48,7 +48,7 @@ def sequential_targets(ids, config, index, spans=()):
     def number(purpose, counter):
         return draw(stream(key, purpose), np.array([counter]))
 
-    order = sorted(range(len(spans)), key=lambda i: int(number(LISTED_ORDER, i)[0]))
+    order = sorted(range(len(spans)), key=lambda i: (int(number(LISTED_ORDER, i)[0]) >> 40, i))
     untried = []
     for begin, end in (spans[i] for i in order):
         first = max(w for w in range(len(starts)) if starts[w] <= begin + 1)
