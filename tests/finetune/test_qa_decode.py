@@ -37,9 +37,7 @@ def test_best_pairs_are_the_best_of_all_pairs(case: int) -> None:
     max_answer, n_best = int(draw.integers(1, 12)), int(draw.integers(1, 30))
     start = draw.integers(-3, 4, starts).astype(np.float32)  # few values: many ties
     end = draw.integers(-3, 4, ends).astype(np.float32)
-    pairs = [
-        (-float(start[i] + end[j]), i, j) for i in range(starts) for j in range(i, min(ends, i + max_answer))
-    ]
+    pairs = [(-float(start[i] + end[j]), i, j) for i in range(starts) for j in range(i, min(ends, i + max_answer))]
     expected = sorted(pairs)[:n_best]
     begins, lasts, scores = best_pairs(start, end, max_answer, n_best)
     assert list(zip((-scores).tolist(), begins.tolist(), lasts.tolist(), strict=True)) == expected
@@ -125,9 +123,7 @@ def test_no_answer_is_given_only_above_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("null_allowed", [False, True])
-def test_probabilities_are_a_softmax_of_scores(
-    question_set: Callable[..., QuestionSet], null_allowed: bool
-) -> None:
+def test_probabilities_are_a_softmax_of_scores(question_set: Callable[..., QuestionSet], null_allowed: bool) -> None:
     questions = question_set("qa_v1.json", 48, 7, 20)
     for decoded in decode(questions, random_logits(questions, 3), null_allowed=null_allowed, n_best=4):
         scores = np.array([c.score for c in decoded.candidates] + [decoded.null_score] * null_allowed)

@@ -233,16 +233,15 @@ def test_the_learning_rate_rises_over_the_warmup_and_falls_to_almost_nothing(opt
 def test_random_start_takes_a_tokenizer_and_a_size(
     options: Start, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(qa_train.start_model.__globals__["EncoderConfig"].preset.__func__.__globals__["SIZES"],
-                        "mini", (1, 32, 2, 64))
+    monkeypatch.setitem(
+        qa_train.start_model.__globals__["EncoderConfig"].preset.__func__.__globals__["SIZES"], "mini", (1, 32, 2, 64)
+    )
     config = options(init="random", tokenizer=tokenizer_folder, epochs=1)
     run_finetune_qa(config)
     assert json.loads((config.output / "model" / "config.json").read_text())["num_hidden_layers"] == 1
 
 
-def test_the_first_n_questions_are_those_of_the_fixed_shuffle(
-    options: Start, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_first_n_questions_are_those_of_the_fixed_shuffle(options: Start, capsys: pytest.CaptureFixture) -> None:
     one = options("one", max_train_questions=3, epochs=1, batch_size=1)
     run_finetune_qa(one)
     output = capsys.readouterr().out
@@ -261,7 +260,7 @@ def test_malformed_training_records_are_listed(options: Start, data: Path, capsy
     run_finetune_qa(config)
     lines = (config.output / "skipped.txt").read_text().splitlines()
     assert len(lines) == 14
-    assert any('paragraph 0, id off-by-one' in line for line in lines)
+    assert any("paragraph 0, id off-by-one" in line for line in lines)
     assert "skipped 14 malformed records" in capsys.readouterr().out
 
 

@@ -1,0 +1,198 @@
+"""Training step for step beside transformers' BertForQuestionAnswering: same weights, windows, order; same losses?
+
+    spanbert import … /tmp/minilm
+    python -m benchmarks.qa_parity --model /tmp/minilm --file train-v1.1.json.gz [--json FILE]
+
+Both models start from one folder (a missing head is initialised once and given to both), with dropout 0, and take the
+same windows in the same order with the same learning rates. Ours takes a batch packed; theirs takes it one window at
+a time without padding, gradients adding up, so that its own loss, which would count padding tokens in the softmax, is
+the loss of the definition. Their optimizer is torch.optim.AdamW with the parameter groups of transformers' examples.
+Passes when no step's losses differ by more than `tolerance`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import tyro
+from tqdm import tqdm
+
+from finetune.qa_loss import qa_loss_sum
+from finetune.qa_predict import to_device
+from finetune.qa_records import QAReader
+from finetune.qa_train import step_windows
+from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
+from spanbert.checkpoint import load_model, save_model
+from spanbert.device import describe
+from spanbert.files import write_atomic
+from spanbert.models import SpanBertForQuestionAnswering
+from spanbert.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+from spanbert.runs import find_model
+from spanbert.tokenizer import Tokenizer
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    model: Path
+    """Folder both start from, as `spanbert import` writes it."""
+    file: Path
+    """Training questions."""
+    steps: int = 200
+    batch_size: int = 8
+    """Windows of a step; both sides together take about as long as 2 × steps × batch windows of training."""
+    lr: float = 5e-5
+    window: int = 384
+    stride: int = 128
+    seed: int = 0
+    tolerance: float = 1e-3
+    json: Path | None = None
+    """Also write the result here."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A step's mean loss in both."""
+
+    ours: float
+    theirs: float
+
+
+def learning_rates(peak: float, steps: int) -> list[float]:
+    """Linear warm-up over a tenth of the steps, then linear decay."""
+    return [peak * linear_schedule((step + 1) / (steps + 1), 0.1) for step in range(steps)]
+
+
+def train_ours(
+    model: SpanBertForQuestionAnswering,
+    questions: QuestionSet,
+    batches: Iterable[np.ndarray],
+    rates: list[float],
+    weight_decay: float = 0.01,
+) -> Iterator[float]:
+    """The losses of our steps, each given before the next is taken."""
+    optimizer = adamw(model, rates[0], weight_decay=weight_decay)
+    labels_W2 = questions.labels()
+    for windows, rate in zip(batches, rates, strict=True):
+        set_learning_rate(optimizer, rate)
+        inputs = to_device(questions.packed(windows), CPU)
+        loss = qa_loss_sum(*model(*inputs), inputs[1], inputs[2], torch.from_numpy(labels_W2[windows]))
+        loss = loss / len(windows)
+        loss.backward()
+        clip_gradients(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item()
+
+
+def train_theirs(
+    model: transformers.BertForQuestionAnswering,
+    questions: QuestionSet,
+    batches: Iterable[np.ndarray],
+    rates: list[float],
+    weight_decay: float = 0.01,
+) -> Iterator[float]:
+    """The losses of transformers' steps."""
+    plain = ("bias", "LayerNorm.weight")
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if not n.endswith(plain)], "weight_decay": weight_decay},
+        {"params": [p for n, p in model.named_parameters() if n.endswith(plain)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=rates[0])
+    labels_W2 = questions.labels()
+    for windows, rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        total = 0.0
+        for window in windows:
+            packed = questions.packed([window])
+            first, last = labels_W2[window]
+            loss = model(
+                input_ids=torch.from_numpy(packed.input_ids_T)[None],
+                token_type_ids=torch.from_numpy(packed.token_type_ids_T)[None],
+                start_positions=torch.tensor([first]),
+                end_positions=torch.tensor([last]),
+            ).loss / len(windows)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield total
+
+
+def load_both(
+    folder: Path, tokenizer: Tokenizer, seed: int
+) -> tuple[SpanBertForQuestionAnswering, transformers.BertForQuestionAnswering]:
+    """One set of weights in both, in training mode with dropout 0."""
+    ours, _ = load_model(folder, SpanBertForQuestionAnswering, seed=seed, config_overrides=NO_DROPOUT)
+    with tempfile.TemporaryDirectory() as shared:
+        save_model(Path(shared) / "model", ours, tokenizer)
+        theirs = transformers.BertForQuestionAnswering.from_pretrained(f"{shared}/model", attn_implementation="eager")
+    return ours.train(), theirs.train()
+
+
+def compare(
+    folder: Path, tokenizer: Tokenizer, questions: QuestionSet, steps: int, batch_size: int, lr: float, seed: int
+) -> list[Pair]:
+    """Both trained side by side over the same windows."""
+    ours, theirs = load_both(folder, tokenizer, seed)
+    lengths = questions.window_lengths_W
+    batches = [step_windows(step, questions.windows, lengths, batch_size, seed) for step in range(steps)]
+    rates = learning_rates(lr, steps)
+    sides = zip(
+        train_ours(ours, questions, batches, rates), train_theirs(theirs, questions, batches, rates), strict=True
+    )
+    pairs = []
+    with tqdm(sides, total=steps, unit=" steps") as bar:
+        for left, right in bar:
+            pairs.append(Pair(left, right))
+            bar.set_postfix_str(f"loss {left:.4f}, worst difference {worst(pairs):.1e}")
+    return pairs
+
+
+def worst(pairs: list[Pair]) -> float:
+    """Largest difference of any step."""
+    return max(abs(pair.ours - pair.theirs) for pair in pairs)
+
+
+def main(config: ParityConfig) -> int:
+    folder = find_model(config.model)
+    tokenizer = Tokenizer.load(folder)
+    reader = QAReader(config.file, skip_malformed=True)
+    windows = WindowConfig(config.window, config.stride)
+    questions = build_question_set(reader, tokenizer, windows, keep_text=False, malformed=reader.malformed)
+    begin = time.perf_counter()
+    pairs = compare(folder, tokenizer, questions, config.steps, config.batch_size, config.lr, config.seed)
+    passed = worst(pairs) <= config.tolerance
+    print(
+        f"{config.steps} steps of {config.batch_size} windows: loss {pairs[0].ours:.4f} → {pairs[-1].ours:.4f}; largest "
+        f"difference {worst(pairs):.2e} ({'within' if passed else 'ABOVE'} {config.tolerance:g}); "
+        f"transformers {transformers.__version__}, {describe(CPU)}, {(time.perf_counter() - begin) / 60:.1f} minutes"
+    )
+    if config.json is not None:
+        result = {
+            "config": {key: str(value) for key, value in asdict(config).items()},
+            "largest_difference": worst(pairs),
+            "passed": passed,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "losses": [asdict(pair) for pair in pairs],
+        }
+        write_atomic(config.json, json.dumps(result, indent=1) + "\n")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(ParityConfig, description=(__doc__ or "").partition("\n")[0])))

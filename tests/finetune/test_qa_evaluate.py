@@ -1,0 +1,177 @@
+"""Scoring models and prediction files through `spanbert evaluate qa`, and batching at inference."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune import qa_predict
+from finetune.qa_answerer import SETTINGS_KEY, QASettings
+from finetune.qa_evaluate import EvaluateQAConfig, evaluate_model, run_evaluate_qa
+from finetune.qa_predict import Machine, budget_batches, predict
+from finetune.qa_windows import QuestionSet
+from spanbert.checkpoint import save_model
+from spanbert.config import to_dict
+from spanbert.errors import UserError
+from spanbert.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer import Tokenizer
+
+MakeModel = Callable[..., SpanBertForQuestionAnswering]
+MACHINE = Machine(torch.device("cpu"), "fp32", tokens=256)
+SETTINGS = QASettings(window=64, stride=16, max_question=24, null_allowed=True, null_threshold=0.25)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer) -> Path:
+    save_model(tmp_path / "model", make_model(seed=3), tokenizer, {SETTINGS_KEY: to_dict(SETTINGS)})
+    return tmp_path / "model"
+
+
+def test_batches_hold_every_window_once_within_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 100)
+    groups = list(budget_batches(lengths, 200))
+    assert sorted(np.concatenate(groups)) == list(range(100))
+    assert all(lengths[group].sum() <= 200 for group in groups)
+    joined = lengths[np.concatenate(groups)]
+    assert (np.diff(joined) <= 0).all()
+    assert len(groups) < 25  # full ones
+    assert [group.tolist() for group in budget_batches(np.array([7, 9]), 1)] == [[1], [0]]  # too long: alone
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 10_000])
+def test_answers_do_not_depend_on_batches_or_chunks(
+    question_set: Callable[..., QuestionSet], make_model: MakeModel, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, model = question_set("qa_v2.json", 48, 7, 20), make_model().eval()
+    decode = SETTINGS.decode
+    expected = list(predict(model, questions, decode, MACHINE, null_allowed=True))
+    done: list[int] = []
+    monkeypatch.setattr(qa_predict, "CHUNK_WINDOWS", 10)
+    machine = replace(MACHINE, tokens=tokens)
+    found = list(predict(model, questions, decode, machine, null_allowed=True, advance=done.append))
+    assert [one.id for one in found] == questions.ids
+    assert sum(done) == questions.windows
+    for one, other in zip(found, expected, strict=True):
+        assert [c.text for c in one.candidates] == [c.text for c in other.candidates]
+        assert one.null_score == pytest.approx(other.null_score, abs=1e-5)
+
+
+def test_evaluation_leaves_the_model_in_its_mode(
+    question_set: Callable[..., QuestionSet], make_model: MakeModel
+) -> None:
+    model = make_model(dropout=0.5).train()
+    first, second = (evaluate_model(model, question_set("qa_v1.json"), SETTINGS, MACHINE) for _ in range(2))
+    assert model.training
+    assert first.decoded == second.decoded  # no dropout while answering
+
+
+def test_weights_that_are_not_numbers_are_refused(
+    question_set: Callable[..., QuestionSet], make_model: MakeModel
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.qa_outputs.bias[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        evaluate_model(model, question_set("qa_v1.json"), SETTINGS, MACHINE)
+
+
+def test_a_model_is_scored_with_its_own_settings(
+    model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_v2.json", output=output, device="cpu"))
+    printed = capsys.readouterr().out
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["null_threshold"] == 0.25
+    assert f"EM {metrics['exact']:.2f}   F1 {metrics['f1']:.2f}" in printed
+    assert "HasAns: EM" in printed
+    assert "NoAns: EM" in printed
+    assert f"best F1 {metrics['best_f1']:.2f} at null threshold" in printed
+    odds = json.loads((output / "null_odds.json").read_text())
+    predictions = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
+    nbest = json.loads((output / "nbest.json").read_text(encoding="utf-8"))
+    for key, text in predictions.items():
+        assert text == ("" if odds[key] > 0.25 else nbest[key][0]["text"])
+
+    # the same file of predictions, scored without the model, gives the same numbers
+    again = tmp_path / "again"
+    run_evaluate_qa(EvaluateQAConfig(data / "qa_v2.json", predictions=output / "predictions.json", output=again))
+    rescored = json.loads((again / "metrics.json").read_text())
+    assert {key: metrics[key] for key in rescored} == rescored
+    assert not {"best_f1", "null_threshold"} & rescored.keys()
+
+
+def test_the_threshold_can_be_overridden(model_folder: Path, data: Path, tmp_path: Path) -> None:
+    for threshold, empty in ((-1e9, 10), (1e9, 0)):
+        output = tmp_path / str(threshold)
+        config = EvaluateQAConfig(model_folder, data / "qa_v2.json", output=output, null_threshold=threshold)
+        run_evaluate_qa(config)
+        predictions = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
+        assert sum(not text for text in predictions.values()) == empty
+
+
+def test_limit_takes_the_first_questions_but_checks_the_whole_file(
+    model_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_v1.json", output=output, limit=4))
+    assert list(json.loads((output / "predictions.json").read_text())) == ["fox-1", "fox-2", "fox-3", "bj-1"]
+    with pytest.raises(UserError, match="off-by-one"):
+        run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_malformed.json", limit=1))
+
+
+def test_predictions_file_scores_and_missing_answers(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    predictions = tmp_path / "predictions.json"
+    predictions.write_text(json.dumps({"fox-1": "Zürich", "fox-2": "in 1999", "ada-1": "the byron", "else": "x"}))
+    run_evaluate_qa(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
+    printed = capsys.readouterr().out
+    assert "EM 37.50   F1 37.50   (8 questions)" in printed
+    assert "5 questions without a prediction" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "nowhere", "file": "qa_v1.json"}, "nowhere: no such folder"),
+        ({"model": "MODEL"}, "give a model folder and a labelled file"),
+        ({"model": "MODEL", "file": "qa_malformed.json"}, "off-by-one"),
+        ({"model": "MODEL", "file": "qa_v1.json", "limit": 0}, "--limit 0"),
+        ({"model": "MODEL", "file": "qa_v1.json", "stride": 40}, "stride 40 must be below"),
+        ({"model": "MODEL", "file": "qa_v1.json", "window": 999}, "longer than the model's 128"),
+        ({"model": "qa_v1.json", "file": "qa_v2.json", "predictions": "qa_v1.json"}, "only the labelled file"),
+        ({"model": "qa_v1.json", "predictions": "qa_v1.json"}, "one JSON object"),
+    ],
+)
+def test_mistakes_are_one_sentence(model_folder: Path, data: Path, arguments: dict, message: str) -> None:
+    places = {"MODEL": model_folder}
+    values = {
+        key: places.get(value, data / value if str(value).endswith(".json") else Path(value))
+        if isinstance(value, str)
+        else value
+        for key, value in arguments.items()
+    }
+    with pytest.raises(UserError, match=message):
+        run_evaluate_qa(EvaluateQAConfig(**values))
+
+
+def test_predictions_of_another_file_are_refused(data: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.json"
+    predictions.write_text('{"else": "x"}')
+    with pytest.raises(UserError, match="none of the question ids"):
+        run_evaluate_qa(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
+
+
+def test_an_encoder_without_a_head_is_refused(
+    make_model: MakeModel, tokenizer: Tokenizer, data: Path, tmp_path: Path
+) -> None:
+    from spanbert.checkpoint import build_model
+    from spanbert.models import SpanBertForPretraining
+
+    folder = tmp_path / "pretrained"
+    save_model(folder, build_model(SpanBertForPretraining, make_model().config, 0), tokenizer)
+    with pytest.raises(UserError, match="no question-answering head"):
+        run_evaluate_qa(EvaluateQAConfig(folder, data / "qa_v1.json"))
