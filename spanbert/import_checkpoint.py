@@ -80,7 +80,7 @@ def run_import(config: ImportConfig) -> None:
     model = build_model(SpanBertForPretraining, shape, config.seed)
     report = fill_model(model, tensors, source, raw)
     kept = {name: tensors[name].float() for name in report.unused if name.startswith(KEPT)}
-    _refuse_broken_numbers({**dict(model.named_parameters()), **kept}, source)
+    _refuse_broken_numbers({name: tensors[name] for name in (*report.loaded, *kept)}, source)
     own_output = _untied(stored)
     untrained = sorted({*(head for head in HEADS if not report.has(head)), *(("mlm",) if own_output else ())})
     written = {**to_theirs(model.state_dict()), **kept}
