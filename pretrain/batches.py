@@ -7,21 +7,23 @@ so resuming is naming the next step, and the number of workers, ranks or micro-b
 
 from __future__ import annotations
 
+import heapq
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pretrain.blocks import Blocks
-from pretrain.masking import Masker
+from pretrain.masking import MaskedBatch, Masker
 from spanbert.models import Targets
 
 
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """What one forward pass takes."""
 
     input_ids_T: Tensor
@@ -29,44 +31,62 @@ class MicroBatch:
     max_seqlen: int
     targets: Targets
 
+    @classmethod
+    def of(cls, masked: MaskedBatch, pin: bool = False) -> MicroBatch:
+        """Tensors over the arrays of a masked batch (no copy), or in page-locked memory, from where a GPU fetches them."""
+
+        def tensor(array: np.ndarray) -> Tensor:
+            made = torch.from_numpy(array)
+            return made.pin_memory() if pin else made
+
+        targets = Targets(
+            positions_M=tensor(masked.target_positions),
+            ids_M=tensor(masked.target_ids),
+            left_S=tensor(masked.span_left),
+            right_S=tensor(masked.span_right),
+            span_M=tensor(masked.target_span),
+            offset_M=tensor(masked.target_offset),
+            sbo_K=tensor(masked.sbo_targets),
+        )
+        longest = int(np.diff(masked.cu_seqlens).max(initial=0))
+        return cls(tensor(masked.input_ids), tensor(masked.cu_seqlens), longest, targets)
+
     def to(self, device: torch.device) -> MicroBatch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return MicroBatch(
-            move(self.input_ids_T), move(self.cu_seqlens), self.max_seqlen, Targets(*map(move, self.targets))
-        )
-
-    def pin_memory(self) -> MicroBatch:
-        return MicroBatch(
-            self.input_ids_T.pin_memory(),
-            self.cu_seqlens.pin_memory(),
-            self.max_seqlen,
-            Targets(*(t.pin_memory() for t in self.targets)),
-        )
+        targets = Targets(*map(move, self.targets))
+        return MicroBatch(move(self.input_ids_T), move(self.cu_seqlens), self.max_seqlen, targets)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This rank's share of one optimizer step."""
+    """This rank's share of one optimizer step, as arrays: they go through a pipe when a worker made them.
+
+    (Tensors would go through shared memory, at the price of an open file each: hundreds a step.)
+    """
 
     step: int
-    micro_batches: list[MicroBatch]
+    masked: list[MaskedBatch]
+    pinned: list[MicroBatch] | None = None
+    cursor: Any = None
+    """Where the data continues after this step, for data that is a stream (``pretrain.streaming``)."""
+
+    @property
+    def micro_batches(self) -> list[MicroBatch]:
+        return [MicroBatch.of(part) for part in self.masked] if self.pinned is None else self.pinned
 
     @property
     def tokens(self) -> int:
-        return sum(m.input_ids_T.numel() for m in self.micro_batches)
+        return sum(part.input_ids.size for part in self.masked)
 
     @property
     def target_counts(self) -> tuple[int, int]:
         """MLM and SBO targets in this rank's share."""
-        return (
-            sum(m.targets.ids_M.numel() for m in self.micro_batches),
-            sum(m.targets.sbo_K.numel() for m in self.micro_batches),
-        )
+        return sum(part.target_ids.size for part in self.masked), sum(part.sbo_targets.size for part in self.masked)
 
     def pin_memory(self) -> StepBatch:
-        return StepBatch(self.step, [m.pin_memory() for m in self.micro_batches])
+        return StepBatch(self.step, self.masked, [MicroBatch.of(part, pin=True) for part in self.masked], self.cursor)
 
 
 class DataOrder:
@@ -74,7 +94,7 @@ class DataOrder:
 
     def __init__(self, sequences: int, batch_size: int, seed: int):
         self.sequences, self.batch_size, self.seed = sequences, batch_size, seed
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._orders: dict[int, np.ndarray] = {}
 
     def addresses(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """→ epochs (B,), indices (B,) int64."""
@@ -86,66 +106,86 @@ class DataOrder:
             indices[here] = self._order(int(epoch))[within[here]]
         return epochs, indices
 
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(self.sequences)
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            bits = np.random.Philox(key=[self.seed, epoch])
+            self._orders[epoch] = np.random.Generator(bits).permutation(self.sequences)
+        return self._orders[epoch]
 
 
-def split_batch(batch_size: int, micro_batch_size: int, world: int) -> list[np.ndarray]:
-    """Positions 0 … B − 1 in the fewest equal parts of at most ``micro_batch_size``, a multiple of ``world`` parts.
+def split_batch(lengths_B: np.ndarray, budget: int, world: int = 1) -> list[np.ndarray]:
+    """Cut a batch into micro-batches of at most ``budget`` tokens, equally many for each of ``world`` ranks.
 
-    Part a · world + r is micro-batch a of rank r.
+    The encoder knows no padding, so a micro-batch is a row budget that sequences of any lengths share; attention never
+    crosses from one into the next. Longest first, each into the lightest part: parts come out equally heavy, which
+    keeps ranks in step. Returns positions 0 … B − 1; part a · world + r is micro-batch a of rank r. Parts are as few
+    as the budget allows, never empty (B must be at least ``world``), and may go over the budget only when a sequence
+    alone does or when B is so small that one sequence more would be missing elsewhere.
     """
-    accumulation = max(1, -(-batch_size // (micro_batch_size * world)))
-    accumulation = min(accumulation, batch_size // world)
-    return np.array_split(np.arange(batch_size), accumulation * world)
+    longest_first = np.argsort(-lengths_B, kind="stable").tolist()
+    rounds = max(1, -(-int(lengths_B.sum()) // (budget * world)))
+    rounds = min(rounds, len(lengths_B) // world)
+    while True:
+        loads = [(0, number) for number in range(rounds * world)]
+        parts: list[list[int]] = [[] for _ in loads]
+        for position in longest_first:
+            load, number = loads[0]
+            parts[number].append(position)
+            heapq.heapreplace(loads, (load + int(lengths_B[position]), number))
+        if max(loads)[0] <= budget or (rounds + 1) * world > len(lengths_B):
+            return [np.array(part, dtype=np.int64) for part in parts]
+        rounds += 1
 
 
 class StepBatches(Dataset):
     """Dataset whose item ``step`` is this rank's masked share of that step."""
 
-    def __init__(
-        self, blocks: Blocks, masker: Masker, order: DataOrder, micro_batch_size: int, rank: int = 0, world: int = 1
-    ):
-        self.blocks, self.masker, self.order = blocks, masker, order
-        self.parts = split_batch(order.batch_size, micro_batch_size, world)[rank::world]
+    def __init__(self, blocks: Blocks, masker: Masker, order: DataOrder, budget: int, rank: int = 0, world: int = 1):
+        self.blocks, self.masker, self.order, self.budget = blocks, masker, order, budget
+        self.rank, self.world = rank, world
 
     def __getitem__(self, step: int) -> StepBatch:
+        return StepBatch(step, [self.mask(*part) for part in self.addresses(step)])
+
+    def addresses(self, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(epochs, indices) of each of this rank's micro-batches, longest sequence first."""
         epochs, indices = self.order.addresses(step)
-        return StepBatch(step, [self._micro_batch(epochs[part], indices[part]) for part in self.parts])
+        parts = split_batch(self.blocks.lengths[indices], self.budget, self.world)
+        return [(epochs[part], indices[part]) for part in parts[self.rank :: self.world]]
 
-    def _micro_batch(self, epochs: np.ndarray, indices: np.ndarray) -> MicroBatch:
-        by_length = np.argsort(self.blocks.lengths[indices], kind="stable")  # neighbours of equal length go together
-        return masked_micro_batch(self.blocks, self.masker, epochs[by_length], indices[by_length])
+    def mask(self, epochs: np.ndarray, indices: np.ndarray) -> MaskedBatch:
+        """Fetch sequences and mask them."""
+        flat_ids_T, cu_seqlens, spans = self.blocks.packed(indices)
+        return self.masker.mask(flat_ids_T, cu_seqlens, epoch=epochs, indices=indices, spans=spans)
 
 
-def masked_micro_batch(blocks: Blocks, masker: Masker, epochs: np.ndarray, indices: np.ndarray) -> MicroBatch:
-    """Fetch sequences, mask them, and make tensors of the result."""
-    flat_ids_T, cu_seqlens, spans = blocks.packed(indices)
-    masked = masker.mask(flat_ids_T, cu_seqlens, epoch=epochs, indices=indices, spans=spans)
-    targets = Targets(
-        positions_M=torch.from_numpy(masked.target_positions),
-        ids_M=torch.from_numpy(masked.target_ids),
-        left_S=torch.from_numpy(masked.span_left),
-        right_S=torch.from_numpy(masked.span_right),
-        span_M=torch.from_numpy(masked.target_span),
-        offset_M=torch.from_numpy(masked.target_offset),
-        sbo_K=torch.from_numpy(masked.sbo_targets),
+def load_steps(batches: Dataset, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:
+    """Iterate over the steps first … last − 1, prepared ahead by ``workers`` processes (0: in this one).
+
+    A dataset that is a stream knows itself where it begins, and has one worker at most: it can only be read in order.
+    """
+    streams = isinstance(batches, IterableDataset)
+    workers = min(workers, 1) if streams else workers
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=None if streams else range(first, last),
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_loop,
+        )
     )
-    return MicroBatch(
-        input_ids_T=torch.from_numpy(masked.input_ids),
-        cu_seqlens=torch.from_numpy(np.ascontiguousarray(masked.cu_seqlens, dtype=np.int32)),
-        max_seqlen=int(np.diff(cu_seqlens).max(initial=0)),
-        targets=targets,
-    )
 
 
-def load_steps(batches: StepBatches, first: int, last: int, workers: int, pin: bool) -> DataLoader:
-    """Iterate over the steps first … last − 1, prepared ahead by ``workers`` processes (0: in this one)."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, last),
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-    )
+def _as_it_is(batch: StepBatch) -> StepBatch:
+    return batch
+
+
+def _leave_signals_to_the_loop(_worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers too; the loop still wants its batches to end in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The options of ``spanbert pretrain`` and the schedule they imply. Defaults: the paper's recipe (§4.2)."""
+"""The options of ``spanbert pretrain``. Defaults: the paper's recipe (§4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tyro
 
 from pretrain.masking import MaskConfig
 from spanbert.errors import UserError
-from spanbert.optim import linear_schedule
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,23 @@ class PretrainConfig:
     tokens: int | None = None
     """Length of the run in tokens seen."""
     minutes: float | None = None
-    """Length of the run in minutes of training time: warm-up and decay are planned for that."""
+    """Length of the run in minutes of wall-clock time, validation and saving included: warm-up and decay are planned for that."""
     batch_size: int = 256
     """Sequences an optimizer step."""
     micro_batch_size: int = 16
-    """Sequences a forward pass; the step's gradient does not depend on it."""
+    """Full blocks whose tokens a forward pass holds at most (more sequences when they are shorter); the gradient does not depend on it."""
     lr: float = 1e-4
     """Peak learning rate."""
     warmup: float = 10_000
-    """Linear warm-up: a share of the run when below 1, else a number of steps."""
+    """Linear warm-up, after which the rate falls linearly to 0: a share of the run when below 1, else a number of steps."""
     weight_decay: float = 0.1
+    """Decoupled weight decay of matrices and embeddings; biases and LayerNorm have none."""
     beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
     beta2: float = 0.999
+    """AdamW's decay of the gradient's square; 0.98 suits short runs."""
     eps: float = 1e-8
+    """AdamW's denominator floor."""
     clip_norm: float = 1.0
     """Gradient norm above which the gradient is scaled down; 0 never."""
     dropout: float = 0.1
@@ -50,18 +53,20 @@ class PretrainConfig:
     """On attention probabilities; 0 makes training faster and is often better for short runs."""
 
     mask: MaskConfig = field(default_factory=MaskConfig)
+    """What is masked and how."""
     sbo: bool = True
     """Train the span-boundary objective beside MLM."""
 
     seed: int = 0
+    """Decides initialisation, order, masks and dropout."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the device has matrix units for it, else fp32."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Who computes attention; auto: triton on a GPU, eager on a CPU."""
-    workers: int = 0
-    """Processes that prepare batches ahead; 0: the training process itself. Does not change the data."""
+    workers: int | None = None
+    """Processes that prepare batches ahead; 0: the training process itself; by default 4 beside a GPU, else 0. Does not change the data."""
 
     log_every: int = 10
     """Steps between records in metrics.jsonl."""
@@ -75,68 +80,52 @@ class PretrainConfig:
     """Newest checkpoints to keep, besides the best."""
     resume: bool = False
     """Go on with the run in --output from its newest whole checkpoint."""
+    stop_after_bad_steps: int = 20
+    """Give up after so many steps in a row whose loss or gradient was not finite (each is skipped and logged)."""
+    replay: int | None = None
+    """Train nothing: go from the run's last checkpoint before this step to it, and examine its loss and gradient."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every rank holds the model (ddp), or a slice of weights, gradients and moments (fsdp)."""
+    compile: bool = False
+    """Compile the model (torch.compile); the first steps then take long."""
+    profile: bool = False
+    """Record steps 5 to 7 of this stretch into profile/table.txt and profile/trace.json (for Perfetto)."""
+    wandb: bool = False
+    """Also log to Weights & Biases; WANDB_MODE=offline needs no account."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("steps", "tokens", "minutes") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UserError(f"--{given[0]} and --{given[1]} exclude each other: give the length of the run once")
-        for name in ("batch_size", "micro_batch_size", "log_every", "eval_every", "eval_sequences", "save_every", *given):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "clip_norm", "warmup"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
+        lengths = [name for name in ("steps", "tokens", "minutes") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise UserError(f"--{lengths[0]} and --{lengths[1]} exclude each other: give the length of the run once")
+        above_zero = ("batch_size", "micro_batch_size", "log_every", "eval_every", "eval_sequences", "save_every")
+        for name in (*above_zero, "eps", "stop_after_bad_steps", "keep_last", *lengths):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{flag(name)} must be above 0, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "clip_norm", "warmup", "seed", "replay", "workers"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UserError(f"{flag(name)} must be a number from 0 up, not {value}")
+        for name in ("dropout", "attention_dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(self, name)}")
-        if self.keep_last < 1:
-            raise UserError("--keep-last must be at least 1: without a checkpoint a run cannot be resumed")
+                raise UserError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise UserError(f"--seed must be below 2^63, not {self.seed}")
+        if self.minutes is not None and self.warmup >= 1:
+            raise UserError(
+                "--minutes needs --warmup as a share of the run, such as --warmup 0.06: nobody can say whether "
+                f"{self.warmup:,.0f} steps of warm-up would ever end in {self.minutes:g} minutes"
+            )
 
 
-#: Options that a resumed run may change without changing what it computes from the data.
+def flag(name: str) -> str:
+    """A field's name as it is on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+#: Options that a resumed run may change: they change neither the data nor the masks, but for how long, where and how
+#: fast. (Another micro-batch size, precision, device or back-end rounds differently, and draws other dropout.)
 MAY_DIFFER_ON_RESUME = (
-    "resume", "data", "output", "workers", "device", "precision", "backend", "micro_batch_size",
-    "log_every", "eval_every", "save_every", "keep_last", "steps", "tokens", "minutes",
+    "resume", "data", "output", "workers", "device", "precision", "backend", "micro_batch_size", "log_every",
+    "eval_every", "save_every", "keep_last", "steps", "tokens", "minutes", "init_from", "stop_after_bad_steps",
+    "replay", "parallel", "compile", "profile", "wandb",
 )  # fmt: skip
-
-
-@dataclass
-class Counters:
-    """How far a run is. Saved with every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class Schedule:
-    """Warm-up and linear decay over steps, tokens or minutes, whichever the config bounds."""
-
-    def __init__(self, config: PretrainConfig):
-        self.warmup = config.warmup
-        if config.minutes is not None:
-            self.unit, self.total = "min", config.minutes
-        elif config.tokens is not None:
-            self.unit, self.total = "tokens", config.tokens
-        else:
-            self.unit, self.total = "steps", config.steps or 2_400_000
-        self.last_step = int(self.total) if self.unit == "steps" else 2**31
-
-    def position(self, counters: Counters) -> float:
-        """How far, in the schedule's own unit."""
-        if self.unit == "min":
-            return round(min(counters.seconds / 60, self.total), 2)
-        return counters.tokens if self.unit == "tokens" else counters.step
-
-    def progress(self, counters: Counters) -> float:
-        """How far, as a share of the run."""
-        done = counters.seconds / 60 if self.unit == "min" else self.position(counters)
-        return min(done / self.total, 1.0)
-
-    def multiplier(self, counters: Counters) -> float:
-        """Learning rate ÷ peak for the coming step (the first step of a warm-up already moves)."""
-        progress = self.progress(counters)
-        if self.warmup < 1:
-            one_step = 1 / self.total if self.unit == "steps" else progress / max(counters.step, 1)
-            return linear_schedule(max(progress, one_step, 1e-4), self.warmup)
-        return min((counters.step + 1) / self.warmup, linear_schedule(progress, 0.0))

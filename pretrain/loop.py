@@ -7,37 +7,49 @@ ends bit-identical to one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from pretrain.batches import DataOrder, StepBatches, load_steps
 from pretrain.blocks import Blocks
-from pretrain.config import PretrainConfig, Schedule
+from pretrain.config import PretrainConfig
 from pretrain.masking import Masker
-from pretrain.objective import LossSums, count_targets, micro_batch_loss
-from pretrain.session import StopRequest, TrainingSession, build_model, dropout_key
+from pretrain.replay import replay
+from pretrain.schedule import Schedule
+from pretrain.session import TrainingSession, data_identity
+from pretrain.step import Stepper, agree
+from pretrain.step_window import StepWindow
 from pretrain.validation import Validation
-from spanbert.device import autocast, choose_device, choose_precision, describe, matrix_rate, tune_allocator
+from spanbert.device import choose_precision, describe, matrix_rate, tune_allocator
 from spanbert.encoder import count_parameters, train_flops_per_token
 from spanbert.errors import UserError
-from spanbert.optim import adamw, clip_gradients, set_learning_rate
+from spanbert.group import Group, join_group
+from spanbert.optim import adamw
+from spanbert.parallel import parallelise
+from spanbert.profiling import profiled
+from spanbert.stop_request import StopRequest
 from spanbert.tokenizer import Tokenizer
 
 
 def run_pretrain(config: PretrainConfig) -> None:
-    # the machine
     tune_allocator()
-    device = choose_device(config.device)
-    precision = choose_precision(device, config.precision)
+    with join_group(config.device) as group, contextlib.closing(TrainingSession(config, group)) as session:
+        train(config, group, session)
 
+
+def train(config: PretrainConfig, group: Group, session: TrainingSession) -> None:
     # the data: blocks of tokens, masks on top, both by address
+    on_gpu, precision = group.device.type == "cuda", choose_precision(group.device, config.precision)
     blocks, held_out = Blocks.open(config.data, "train"), Blocks.open(config.data, "validation")
-    tokenizer = Tokenizer.load(config.data / "tokenizer")
-    unigram_V = np.load(config.data / "unigram.npy")
-    model = build_model(config, tokenizer, blocks.block_length, device)
+    if not len(blocks):
+        raise UserError(f"{config.data} holds no block to train on: prepare it again from more text")
+    if config.batch_size < group.world:
+        raise UserError(f"--batch-size {config.batch_size} is less than one sequence for each of {group.world} ranks")
+    tokenizer, unigram_V = Tokenizer.load(config.data / "tokenizer"), np.load(config.data / "unigram.npy")
+    model = session.build_model(tokenizer, blocks.block_length)
     masker = Masker(
         config.mask,
         starts_word=tokenizer.starts_word,
@@ -48,74 +60,89 @@ def run_pretrain(config: PretrainConfig) -> None:
         sbo_positions=model.config.sbo_positions,
     )
     order = DataOrder(len(blocks), config.batch_size, config.seed)
-    batches = StepBatches(blocks, masker, order, config.micro_batch_size)
-    validation = Validation(held_out, masker, config.eval_sequences, config.micro_batch_size, config.seed)
+    budget = config.micro_batch_size * blocks.block_length
+    batches = StepBatches(blocks, masker, order, budget, group.rank, group.world)
+    validation = Validation(StepBatches(held_out, masker, order, budget), config.eval_sequences, config.seed, group)
+    schedule = Schedule(config, tokens_per_step=config.batch_size * float(blocks.lengths.mean()))
 
-    # the optimizer, the schedule, the run's folder; --resume puts all of them back
+    # the optimizer and the run's folder; a resumed run finds both as it left them
+    parallel = parallelise(model, model.encoder.layers, group, config.parallel)
     optimizer = adamw(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
-    schedule = Schedule(config)
-    session = TrainingSession(config, model, optimizer, tokenizer)
-    counters = session.open()
-    baseline = validation.unigram_baseline(unigram_V)
-    peak = matrix_rate(device, precision, model.config.hidden_size)
-    flops_per_token = train_flops_per_token(model.config, blocks.block_length, config.mask.mask_share, config.sbo)
-    print(
-        f"{count_parameters(model):,} parameters · {len(blocks):,} blocks of up to {blocks.block_length} tokens · "
-        f"batch {config.batch_size} in {len(batches.parts)} × {len(batches.parts[0])} · {precision} · "
-        f"attention: {model.encoder.backend} · {describe(device)} · matrix rate {peak / 1e9:,.0f} GFLOP/s\n"
-        f"unigram baseline: MLM {baseline['mlm_loss']:.3f}, SBO {baseline['sbo_loss']:.3f} nats"
-    )
+    counters = session.open(model, optimizer, tokenizer, data_identity(tokenizer, blocks.lengths, unigram_V))
+    stepper = Stepper(config, group, model, parallel, optimizer, precision)
+    window = StepWindow(group, counters.window)
+    if config.compile:
+        model.compile(dynamic=True)
 
-    steps = load_steps(batches, counters.step, schedule.last_step, config.workers, pin=device.type == "cuda")
-    bar = tqdm(total=schedule.total, initial=schedule.position(counters), unit=schedule.unit, dynamic_ncols=True)
-    bar.unit_scale = schedule.unit == "tokens"
-    window, window_start, window_tokens = LossSums.zero(device), time.perf_counter(), 0
-    parameters = list(model.parameters())
-    model.train()
-    with StopRequest() as stop:
-        for batch in steps:
-            if schedule.progress(counters) >= 1.0 or stop.requested:
-                break
+    # what to expect
+    peak = matrix_rate(group.device, precision, model.config.hidden_size) * group.world
+    attended = float((blocks.lengths.astype(np.float64) ** 2).sum() / blocks.lengths.sum())  # tokens that a token sees
+    flops_per_token = train_flops_per_token(model.config, attended, config.mask.mask_share, config.sbo)
+    baseline = validation.unigram_baseline(unigram_V)
+    group.say(
+        f"{count_parameters(model):,} parameters · {len(blocks):,} blocks of up to {blocks.block_length} tokens · "
+        f"steps of {config.batch_size} blocks, passes of {budget:,} tokens, {group.world} × {describe(group.device)} · "
+        f"{precision} · attention: {model.encoder.backend} · matrix rate {peak / 1e9:,.0f} GFLOP/s\n"
+        + "unigram baseline: " + (", ".join(f"{name[:3].upper()} {nats:.3f} nats" for name, nats in baseline.items())
+                                  or "none, for there are no held-out blocks to validate on")
+    )  # fmt: skip
+    workers = config.workers if config.workers is not None else 4 if on_gpu else 0
+    steps = load_steps(batches, counters.step, max(schedule.last_step, config.replay or 0), workers, pin=on_gpu)
+    parallel.train()
+    if config.replay is not None:
+        return replay(config, group, counters, schedule, steps, batches, stepper)
+
+    bar = tqdm(total=schedule.total, initial=schedule.position(counters), unit=schedule.unit, dynamic_ncols=True,
+               unit_scale=schedule.unit == "tokens", mininterval=0.5, disable=not group.leads)  # fmt: skip
+
+    def validate() -> None:
+        if not validation.empty and session.scored_step != counters.step:
+            scores = validation.run(parallel, precision, config.sbo)
+            session.report_validation(counters, scores, baseline, bar.write)
+
+    if counters.step == 0:
+        validate()
+    stopped, window_tokens, window_seconds = False, 0, 0.0
+    began = time.perf_counter() - counters.seconds
+    with StopRequest() as stop, profiled(config.output if config.profile and group.leads else None) as profiler:
+        while not schedule.done(counters):
+            # the batch, and what all ranks agree on: how much there is in it, what time it is, whether to stop
             started = time.perf_counter()
+            batch = next(steps)
+            agreed = agree(group, batch, started - began, stop.requested)
+            counters.seconds = agreed.seconds
+            stopped = agreed.stop
+            if stopped or schedule.done(counters):
+                break
 
             # one optimizer step: gradients of sums ÷ the whole step's targets
             lr = config.lr * schedule.multiplier(counters)
-            set_learning_rate(optimizer, lr)
-            step_counts = count_targets(batch.micro_batches, device)
-            sums = LossSums.zero(device)
-            for number, micro_batch in enumerate(batch.micro_batches):
-                torch.manual_seed(dropout_key(config.seed, batch.step, number))
-                model.encoder.dropout_seed = dropout_key(config.seed, batch.step, number)
-                with autocast(device, precision):
-                    loss, part = micro_batch_loss(model, micro_batch.to(device), step_counts, config.sbo)
-                loss.backward()
-                sums = sums.plus(part)
-            norm = clip_gradients(parameters, config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            sums_4, norm = stepper.gradients(batch, agreed.counts)
+            stepper.take(lr, sums_4, norm)
 
             # count, report, validate, save
             counters.step += 1
-            counters.tokens += batch.tokens
-            counters.seconds += time.perf_counter() - started
-            window, window_tokens = window.plus(sums), window_tokens + batch.tokens
-            bar.n = schedule.position(counters)
-            ended = schedule.progress(counters) >= 1.0
-            if counters.step % config.log_every == 0 or ended:
-                rate = window_tokens / (time.perf_counter() - window_start)
-                values = window.means() | {"lr": lr, "gradient_norm": float(norm), "tokens": counters.tokens}
+            counters.tokens += agreed.tokens
+            window.add(counters.step, agreed.counts, sums_4, norm)
+            reports = counters.step % config.log_every == 0
+            if reports:
+                window.settle()  # waits for the device, so it belongs to the time that the steps took
+            window_tokens += agreed.tokens
+            window_seconds += time.perf_counter() - started
+            bar.update(schedule.position(counters) - bar.n)
+            profiler.step()
+            if reports:
+                rate = window_tokens / window_seconds
                 speed = {"tokens_per_second": rate, "model_flops_utilisation": rate * flops_per_token / peak}
-                session.run.log(counters.step, "train", **values, **speed)
+                values = session.report_window(counters, window, order, lr=lr, tokens=counters.tokens, **speed)
                 bar.set_postfix(session.postfix(values, speed), refresh=False)
-                window, window_start, window_tokens = LossSums.zero(device), time.perf_counter(), 0
-            bar.refresh()
-            if counters.step % config.eval_every == 0 or ended:
-                scores = validation.run(model, device, precision, config.sbo)
-                session.validated(counters, scores, baseline, bar.write)
-                window_start = time.perf_counter() if window_tokens == 0 else window_start
+                window_tokens, window_seconds = 0, 0.0
+            if counters.step % config.eval_every == 0:
+                validate()
             if counters.step % config.save_every == 0:
-                session.save(counters)
+                session.save(counters, window)
+        if not stopped:
+            validate()
+        session.save(counters, window)
     bar.close()
-    session.finish(counters, stopped=stop.requested and schedule.progress(counters) < 1.0, baseline=baseline)
-    if counters.step == 0:
-        raise UserError("no step was trained: the schedule was over before it began")
+    session.finish(counters, complete=not stopped, baseline=baseline)

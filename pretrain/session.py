@@ -1,165 +1,227 @@
-"""What surrounds the loop: building or loading the model, the run's folder, saving, resuming, stopping politely."""
+"""What surrounds the loop: where the run stands, its model, its folder, what it reports, saves and leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
-import signal
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Self
+from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from pretrain.config import MAY_DIFFER_ON_RESUME, Counters, PretrainConfig
+from pretrain.batches import DataOrder
+from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
+from pretrain.schedule import Counters
+from pretrain.step_window import StepWindow
 from spanbert.backend import resolve_backend
-from spanbert.checkpoint import load_model, write_model
+from spanbert.checkpoint import build_model, load_model, write_model
 from spanbert.checkpoint_store import CheckpointStore, load_training_state, save_training_state
-from spanbert.config import EncoderConfig
+from spanbert.config import EncoderConfig, read_json, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, remove_leftovers
+from spanbert.group import Group, restarted
 from spanbert.models import SpanBertForPretraining
-from spanbert.runs import RunFolder, find_model, plot_curves
+from spanbert.runs import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
+from spanbert.sharded_state import whole_weights
 from spanbert.tokenizer import Tokenizer
 
 
-def dropout_key(seed: int, step: int, micro_batch: int) -> int:
-    """Seed of one micro-batch's dropout: a 63-bit mix of its address (the multipliers are odd and large: SplitMix64's)."""
-    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + micro_batch * 0x94D049BB133111EB) % 2**64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    return (value ^ (value >> 27)) >> 1
-
-
-def build_model(
-    config: PretrainConfig, tokenizer: Tokenizer, block_length: int, device: torch.device
-) -> SpanBertForPretraining:
-    """A new model of ``config.size`` or the one at ``config.init_from``; missing heads are initialised and named."""
-    torch.manual_seed(config.seed)
-    backend = resolve_backend(config.backend, device)
-    dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.attention_dropout}
-    if config.init_from is None:
-        shape = EncoderConfig.preset(
-            config.size, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **dropout
-        )
-        shape = dataclasses.replace(shape, max_position_embeddings=max(shape.max_position_embeddings, block_length))
-        return SpanBertForPretraining(shape, backend).to(device)
-    folder = find_model(config.init_from)
-    model, report = load_model(folder, SpanBertForPretraining, config_overrides=dropout, backend=backend)
-    theirs = Tokenizer.load(folder)
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"{config.data} was prepared with another tokenizer ({tokenizer.vocab_size} pieces) than {folder} has "
-            f"({theirs.vocab_size} pieces): run `spanbert prepare … --tokenizer {folder}` again"
-        )
-    if block_length > model.config.max_position_embeddings:
-        raise UserError(
-            f"{config.data} has blocks of {block_length} tokens but {folder} has only "
-            f"{model.config.max_position_embeddings} positions: prepare with --block-length "
-            f"{model.config.max_position_embeddings}"
-        )
-    print(report)
-    return model.to(device)
-
-
-class StopRequest:
-    """While active, SIGINT and SIGTERM only ask the loop to stop after its step; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
 class TrainingSession:
-    """One process's stretch of a run."""
+    """One process's stretch of a run. Made first: it refuses what cannot be, before anything is read or written.
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        model: SpanBertForPretraining,
-        optimizer: torch.optim.Optimizer,
-        tokenizer: Tokenizer,
-    ):
-        self.config, self.model, self.optimizer, self.tokenizer = config, model, optimizer, tokenizer
-        self.store = CheckpointStore(config.output / "checkpoints", config.keep_last)
+    Attributes: checkpoint, from where the run goes on (None: from the beginning).
+    """
+
+    def __init__(self, config: PretrainConfig, group: Group):
+        self.config, self.group = config, group
+        self.store = CheckpointStore(config.output / "checkpoints", config.keep_last, group)
+        self.run: RunFolder | None = None
+        self.checkpoint: Path | None = None
+        self.saved_step = self.scored_step = -1
         self.score: float | None = None
-        self.scored_step = -1
+        self.resumes = config.resume or restarted() or config.replay is not None
+        if not self.resumes:
+            refuse_existing_run(config.output)
+        elif not (config.output / "config.json").exists():
+            if not restarted():
+                raise UserError(f"--resume: {config.output} holds no run; leave --resume out to start one")
+            self.resumes = False  # the ranks died before they had begun
+        else:
+            check_same_config(config.output, config, MAY_DIFFER_ON_RESUME)
+            if group.leads:
+                remove_leftovers(self.store.folder)
+                self.checkpoint = self.store.newest_whole(before=config.replay)
+            self.checkpoint = group.tell(self.checkpoint)
+            if self.checkpoint is None:
+                group.say(
+                    f"{config.output} has no {'earlier ' if config.replay else ''}checkpoint: starting from the beginning"
+                )
 
-    def open(self) -> Counters:
-        """Start the run's folder, or with --resume load the newest whole checkpoint → where to go on."""
-        config = self.config
-        if not config.resume:
-            self.run = RunFolder.start(config.output, config)
-            self.tokenizer.save(config.output / "tokenizer")
-            return Counters()
-        if not (config.output / "config.json").exists():
-            raise UserError(f"--resume: {config.output} holds no run; leave --resume out to start one")
-        newest = self.store.newest_whole()
-        if newest is None:
-            self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, step=0)
-            print(f"{config.output} has no checkpoint yet: starting from the beginning")
-            return Counters()
-        loaded, _ = load_model(newest, SpanBertForPretraining)
-        self.model.load_state_dict(loaded.state_dict())
-        counters = Counters(**load_training_state(newest, self.model, self.optimizer))
-        self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, counters.step)
-        print(f"resuming from {newest}: step {counters.step:,}, {counters.tokens:,} tokens")
+    def build_model(self, tokenizer: Tokenizer, block_length: int) -> SpanBertForPretraining:
+        """The run's own model, or a new one of ``config.size``, or that at ``config.init_from`` (what it lacks is named).
+
+        Raises UserError when the data is of another tokenizer than the weights, or its blocks are longer than the
+        table of positions.
+        """
+        config, device = self.config, self.group.device
+        backend = resolve_backend(config.backend, device)
+        dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.attention_dropout}
+        source = self.checkpoint or (find_model(config.init_from) if config.init_from is not None else None)
+        if source is None:
+            vocabulary = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+            shape = EncoderConfig.preset(config.size, **vocabulary, **dropout)
+            positions = max(shape.max_position_embeddings, block_length)
+            shape = dataclasses.replace(shape, max_position_embeddings=positions)
+            model = build_model(SpanBertForPretraining, shape, config.seed, backend=backend)
+        else:
+            model, report = load_model(
+                source, SpanBertForPretraining, seed=config.seed, config_overrides=dropout, backend=backend
+            )
+            _check_fits(config.data, tokenizer, block_length, source, model)
+            if source != self.checkpoint:
+                self.group.say(str(report))
+        if not config.sbo:
+            model.sbo.requires_grad_(False)
+        return model.to(device)
+
+    def open(
+        self, model: SpanBertForPretraining, optimizer: torch.optim.Optimizer, tokenizer: Tokenizer, data: str
+    ) -> Counters:
+        """Open or start the run's folder and put the optimizer back → where to go on.
+
+        ``data`` identifies the training data. Raises UserError when a resumed run had other data.
+        """
+        self.model, self.optimizer, self.tokenizer = model, optimizer, tokenizer
+        config, counters = self.config, Counters()
+        identity = config.output / "data.json"
+        if self.resumes and identity.exists() and read_json(identity)["sha256"] != data:
+            raise UserError(f"{config.data} is not the data that {config.output} was started with: resume with that")
+        if self.checkpoint is not None:
+            counters = Counters(**load_training_state(self.checkpoint, model, optimizer))
+            self.saved_step = counters.step
+            self.group.say(f"resuming from {self.checkpoint}: step {counters.step:,}, {counters.tokens:,} tokens")
+        if config.replay is not None:
+            return counters
+        if self.group.leads:
+            self._open_folder(counters, identity, data)
+        self.scored_step, self.score = self.group.tell((self.scored_step, self.score))
         return counters
 
-    def validated(
+    def _open_folder(self, counters: Counters, identity: Path, data: str) -> None:
+        config = self.config
+        if self.resumes:
+            self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, counters.step)
+            self.store.set_aside_after(self.checkpoint)
+            for record in self.run.metrics():
+                if record["split"] == "validation" and record["step"] == counters.step:  # no need to do it again
+                    self.scored_step, self.score = counters.step, total_loss(record)
+        else:
+            self.run = RunFolder.start(config.output, config)
+        if not (config.output / "tokenizer").exists():
+            with atomic_folder(config.output / "tokenizer") as folder:
+                self.tokenizer.save(folder)
+        save_json({"path": str(config.data), "sha256": data}, identity)
+
+    def log(self, step: int, split: str, **values: Any) -> None:
+        if self.run is not None:
+            self.run.log(step, split, **values)
+
+    def report_window(
+        self, counters: Counters, window: StepWindow, order: DataOrder, **extra: float
+    ) -> dict[str, float]:
+        """Log the steps since the last report → their means. Steps that were skipped are logged with their address.
+
+        Raises UserError with advice when too many in a row were.
+        """
+        values, bad, steps = window.close(self.config.sbo)
+        if values:
+            self.log(counters.step, "train", **values, **extra)
+        not_finite = {step.step: step for step in bad}
+        for step in steps:
+            counters.bad_in_a_row = counters.bad_in_a_row + 1 if step in not_finite else 0
+            if step not in not_finite:
+                continue
+            found = not_finite[step]
+            what = "gradient" if found.losses_finite else "loss"
+            epochs, indices = order.addresses(step - 1)
+            self.log(
+                step,
+                "skipped",
+                reason=f"{what} not finite",
+                epochs=sorted(set(epochs.tolist())),
+                blocks=indices.tolist(),
+            )
+            self.group.say(
+                f"step {step}: {what} not finite, skipped; look at it with the same command and --replay {step}"
+            )
+            if counters.bad_in_a_row >= self.config.stop_after_bad_steps:
+                raise UserError(
+                    f"{counters.bad_in_a_row} steps in a row had a loss or gradient that is not finite, the last of them "
+                    f"step {step}: resume in fp32 (--precision fp32), or start again with a lower --lr or a longer "
+                    f"--warmup; --replay {step} shows where it arises"
+                )
+        return values
+
+    def report_validation(
         self, counters: Counters, scores: dict[str, float], baseline: dict[str, float], say: Callable[[str], None]
     ) -> None:
         """Log a validation; its total loss scores the next checkpoint."""
-        self.run.log(counters.step, "validation", **scores, tokens=counters.tokens)
-        self.score = scores["mlm_loss"] + scores.get("sbo_loss", 0.0)
-        self.scored_step = counters.step
+        self.log(counters.step, "validation", **scores, tokens=counters.tokens)
+        self.scored_step, self.score = counters.step, total_loss(scores)
         parts = [
             f"{name.upper()} {scores[f'{name}_loss']:.3f} nats (unigram {baseline[f'{name}_loss']:.3f}), "
             f"accuracy {scores[f'{name}_accuracy']:.1%}, perplexity {scores[f'{name}_perplexity']:,.1f}"
             for name in ("mlm", "sbo")
             if f"{name}_loss" in scores
         ]
-        say(f"step {counters.step:,} validation: " + " · ".join(parts))
+        if self.group.leads:
+            say(f"step {counters.step:,} validation: " + " · ".join(parts))
 
-    def save(self, counters: Counters) -> Path:
-        """Write a checkpoint of this step."""
+    def save(self, counters: Counters, window: StepWindow) -> None:
+        """Write a checkpoint of this step, unless there is one. All ranks must call it."""
+        counters.window = window.settle()
+        if self.saved_step == counters.step:
+            return
+        whole = self._whole_model()
 
         def write(folder: Path) -> None:
-            write_model(folder, self.model, self.tokenizer)
-            save_training_state(folder, self.model, self.optimizer, dataclasses.asdict(counters))
+            if self.group.leads:
+                write_model(folder, whole, self.tokenizer)
+            save_training_state(folder, self.model, self.optimizer, dataclasses.asdict(counters), self.group)
 
         score = self.score if self.scored_step == counters.step else None
-        return self.store.save(counters.step, write, score)
+        self.store.save(counters.step, write, score)
+        self.saved_step = counters.step
 
-    def finish(self, counters: Counters, stopped: bool, baseline: dict[str, float]) -> None:
-        """Last checkpoint, curves, and, when the run is complete, the model folder; says what to do next."""
-        checkpoint = self.save(counters)
+    def finish(self, counters: Counters, complete: bool, baseline: dict[str, float]) -> None:
+        """Curves, and, when the run is complete, the model folder; says what to do next."""
+        whole = self._whole_model()
+        if self.run is None:
+            return
         names = ["mlm_loss", "sbo_loss"] if self.config.sbo else ["mlm_loss"]
         curves = self.config.output / "curves.png"
-        plotted = plot_curves(self.run.metrics(), names, curves, f"{self.config.output.name}", baseline)
+        drawn = (
+            f", curves in {curves}"
+            if plot_curves(self.run.metrics(), names, curves, self.config.output.name, baseline)
+            else ""
+        )
         self.run.close()
-        drawn = f", curves in {curves}" if plotted else ""
-        if stopped:
-            print(f"stopped at step {counters.step:,}, saved {checkpoint}{drawn}\ngo on with: the same command and --resume")
+        if not complete:
+            print(
+                f"stopped at step {counters.step:,}, saved in {self.store.folder}{drawn}\n"
+                "go on with: the same command and --resume"
+            )
             return
         final = self.config.output / "model"
         with atomic_folder(final) as aside:
-            write_model(aside, self.model, self.tokenizer)
+            write_model(aside, whole, self.tokenizer)
         print(
-            f"wrote {final} ({counters.step:,} steps, {counters.tokens:,} tokens, {counters.seconds / 60:.1f} minutes of "
-            f"training){drawn}\nnext: spanbert fill {final} 'a text with a [SPAN:2] in it'   or   "
-            f"spanbert finetune qa --model {final} --train train-v1.1.json --output RUN"
+            f"wrote {final} ({counters.step:,} steps, {counters.tokens:,} tokens, {counters.seconds / 60:.1f} minutes)"
+            f"{drawn}\nnext: spanbert fill {final} 'a text with a [SPAN:2] in it'   or   "
+            f"spanbert finetune qa --init {final} --train train-v1.1.json --output RUN"
         )
 
     @staticmethod
@@ -169,3 +231,53 @@ class TrainingSession:
         shown["tokens/s"] = f"{speed['tokens_per_second']:,.0f}"
         shown["mfu"] = f"{speed['model_flops_utilisation']:.0%}"
         return shown
+
+    def close(self) -> None:
+        """Let go of the run's folder, whatever happened."""
+        if self.run is not None:
+            self.run.close()
+
+    def _whole_model(self) -> nn.Module:
+        """The model in one piece; of a sharded one a copy on the leader's host."""
+        if not isinstance(self.model, FSDPModule):
+            return self.model
+        weights = whole_weights(self.model)
+        if not self.group.leads:
+            return self.model
+        whole = SpanBertForPretraining(self.model.config)
+        whole.load_state_dict(weights)
+        return whole
+
+
+def total_loss(scores: Mapping[str, float]) -> float | None:
+    """MLM + SBO (§3.3), the number by which the best checkpoint is chosen."""
+    losses = [scores["mlm_loss"], scores.get("sbo_loss", 0.0)]
+    return None if None in losses else sum(losses)
+
+
+def data_identity(tokenizer: Tokenizer, *arrays: Any) -> str:
+    """A hash of what makes two prepared corpora the same to a run: tokenizer, block lengths, token counts."""
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for array in arrays:
+        digest.update(memoryview(array).cast("B"))
+    return digest.hexdigest()
+
+
+def _check_fits(
+    data: Path, tokenizer: Tokenizer, block_length: int, folder: Path, model: SpanBertForPretraining
+) -> None:
+    theirs = Tokenizer.load(folder)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{data} was prepared with another tokenizer ({tokenizer.vocab_size:,} pieces) than that of {folder} "
+            f"({theirs.vocab_size:,} pieces): run `spanbert prepare … --tokenizer {folder}`"
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the weights only {model.config.vocab_size:,}"
+        )
+    if block_length > model.config.max_position_embeddings:
+        raise UserError(
+            f"{data} has blocks of {block_length} tokens, but {folder} has only {model.config.max_position_embeddings} "
+            f"positions: prepare with --block-length {model.config.max_position_embeddings}"
+        )

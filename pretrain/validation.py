@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from torch import nn
 
-from pretrain.batches import masked_micro_batch
-from pretrain.blocks import Blocks
-from pretrain.masking import Masker
-from pretrain.objective import LossSums, micro_batch_loss
+from pretrain.batches import MicroBatch, StepBatches, split_batch
+from pretrain.objective import TargetCounts, micro_batch_loss, summarise
 from spanbert.device import autocast
-from spanbert.models import SpanBertForPretraining
+from spanbert.errors import UserError
+from spanbert.group import Group
 
 #: The "epoch" whose masks validation uses: one that training never reaches.
 VALIDATION_EPOCH = 2**31 - 1
 
 
 class Validation:
-    """The first ``sequences`` of a seeded shuffle of the held-out blocks, always masked alike."""
+    """The first ``sequences`` of a seeded shuffle of the held-out blocks, always masked alike, shared out over ranks.
 
-    def __init__(self, blocks: Blocks, masker: Masker, sequences: int, micro_batch_size: int, seed: int):
-        order = np.random.Generator(np.random.Philox(key=[seed, VALIDATION_EPOCH])).permutation(len(blocks))
-        chosen = order[:sequences]
-        chosen = chosen[np.argsort(blocks.lengths[chosen], kind="stable")]
-        parts = np.array_split(chosen, max(1, -(-len(chosen) // micro_batch_size)))
-        self.batches = [
-            masked_micro_batch(blocks, masker, np.full(len(part), VALIDATION_EPOCH), part) for part in parts if len(part)
-        ]
+    ``held_out`` fetches and masks them; its ``order`` is not used. Raises UserError when there are fewer blocks than
+    ranks (each must do the same number of forward passes), unless there are none at all: then ``empty`` is true.
+    """
+
+    def __init__(self, held_out: StepBatches, sequences: int, seed: int, group: Group):
+        self.group = group
+        blocks = held_out.blocks
+        shuffle = np.random.Generator(np.random.Philox(key=[seed, VALIDATION_EPOCH]))
+        chosen = shuffle.permutation(len(blocks))[:sequences]
+        self.empty = not len(chosen)
+        if 0 < len(chosen) < group.world:
+            raise UserError(
+                f"only {len(chosen)} held-out blocks for {group.world} ranks: prepare with a larger --validation-share"
+            )
+        parts = split_batch(blocks.lengths[chosen], held_out.budget, group.world) if len(chosen) else []
+        self.masked = [held_out.mask(np.full(len(part), VALIDATION_EPOCH), chosen[part]) for part in parts]
+        self.counts = TargetCounts(
+            sum(part.target_ids.size for part in self.masked), sum(part.sbo_targets.size for part in self.masked)
+        )
+        self.own = self.masked[group.rank :: group.world]
 
     @torch.no_grad()
-    def run(self, model: SpanBertForPretraining, device: torch.device, precision: str, with_sbo: bool) -> dict[str, float]:
-        """MLM and SBO loss (nats), accuracy and perplexity over all targets."""
+    def run(self, model: nn.Module, precision: str, with_sbo: bool) -> dict[str, float]:
+        """MLM and SBO loss (nats), accuracy and perplexity over all targets; all ranks must call it, all get it."""
         was_training = model.training
         model.eval()
-        sums, one = LossSums.zero(device), torch.ones(2, device=device)
-        for batch in self.batches:
+        device = self.group.device
+        sums_4 = torch.zeros(4, dtype=torch.float64, device=device)
+        for part in self.own:
             with autocast(device, precision):
-                _, part = micro_batch_loss(model, batch.to(device), one, with_sbo)
-            sums = sums.plus(part)
+                _, sums = micro_batch_loss(model, MicroBatch.of(part).to(device), TargetCounts(1, 1), with_sbo)
+            sums_4 += sums
         model.train(was_training)
-        return sums.means()
+        return summarise(self.group.sum(sums_4.tolist()), self.counts, with_sbo)
 
     def unigram_baseline(self, counts_V: np.ndarray) -> dict[str, float]:
         """The loss (nats) of predicting each target from the corpus's token frequencies (one added to each count)."""
         log_p = np.log((counts_V + 1.0) / (counts_V.sum() + len(counts_V)))
         losses: dict[str, float] = {}
         for name in ("mlm", "sbo"):
-            ids = [b.targets.ids_M if name == "mlm" else b.targets.ids_M[b.targets.sbo_K] for b in self.batches]
-            flat = np.concatenate([i.numpy() for i in ids])
-            losses[f"{name}_loss"] = float(-log_p[flat].mean()) if len(flat) else float("nan")
+            ids = [m.target_ids if name == "mlm" else m.target_ids[m.sbo_targets] for m in self.masked]
+            flat = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+            if len(flat):
+                losses[f"{name}_loss"] = -math.fsum(log_p[flat]) / len(flat)
         return losses

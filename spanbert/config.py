@@ -50,9 +50,12 @@ class EncoderConfig:
         if size not in SIZES:
             raise UserError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
         layers, hidden, heads, intermediate = SIZES[size]
-        shape = dict(
-            num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=intermediate
-        )
+        shape = {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "intermediate_size": intermediate,
+        }
         return cls(**{**shape, **overrides})
 
 

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from spanbert.errors import UserError
 
 
@@ -21,7 +23,7 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with _report_full_disk(path):
+    with report_full_disk(path):
         try:
             with aside.open("wb") as handle:
                 handle.write(data)
@@ -44,7 +46,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    with _report_full_disk(path):
+    with report_full_disk(path):
         try:
             aside.mkdir()
             yield aside
@@ -83,6 +85,14 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that a crash half-way leaves nothing that looks like one: it loses its name first."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside ``folder`` durable (a rename is only as safe as its directory entry)."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -98,12 +108,22 @@ def _sync_file(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _report_full_disk(path: Path) -> Iterator[None]:
+def report_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" inside the block into one sentence (UserError) that names ``path``."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full while writing {path}: nothing there was changed; free some space and run the same command again"
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        if not is_full_disk(error):
+            raise
+        raise UserError(
+            f"the disk is full while writing {path}: what was there before still stands; "
+            "free some space and run the same command again"
+        ) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether ``error`` says that a disk or a quota is full. safetensors says it in words only."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"os error {number}" in str(error) for number in numbers)

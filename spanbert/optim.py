@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def adamw(
@@ -39,6 +40,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint norm is at most ``max_norm`` → the norm before, () fp32.
 
-    ``max_norm`` 0 only measures.
+    ``max_norm`` 0 only measures. Of sharded gradients the norm is that of the whole.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Take the optimizer's step unless ``bad``, () bool on the device, is true: then weights and state stay as they are.
+
+    The decision is made where the numbers are: the fused kernels of PyTorch take a flag (made for gradient scalers)
+    and leave everything alone when it is set, so the host never waits to find out.
+    """
+    optimizer.found_inf = bad.to(torch.float32)
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf

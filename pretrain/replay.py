@@ -1,0 +1,100 @@
+"""``spanbert pretrain … --replay STEP``: go to a step that went wrong, exactly as training did, and look at it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.batches import StepBatch, StepBatches
+from pretrain.config import PretrainConfig
+from pretrain.objective import TargetCounts, summarise
+from pretrain.schedule import Counters, Schedule
+from pretrain.step import Stepper, agree
+from spanbert.group import Group
+
+
+def replay(
+    config: PretrainConfig,
+    group: Group,
+    counters: Counters,
+    schedule: Schedule,
+    steps: Iterator[StepBatch],
+    batches: StepBatches,
+    stepper: Stepper,
+) -> None:
+    """Train from the last checkpoint before ``config.replay`` up to it, then examine it. Writes nothing.
+
+    Order, masks and dropout are those of the run, so on a CPU the weights are too, bit by bit; with --minutes the
+    learning rate followed the clock, and they are close.
+    """
+    group.say(f"going from step {counters.step} to step {config.replay} again")
+    for batch in steps:
+        agreed = agree(group, batch, counters.seconds, stop=False)
+        if counters.step + 1 == config.replay:
+            examine(batch, agreed.counts, batches, stepper)
+            return
+        sums_4, norm = stepper.gradients(batch, agreed.counts)
+        stepper.take(config.lr * schedule.multiplier(counters), sums_4, norm)
+        counters.step += 1
+        counters.tokens += agreed.tokens
+
+
+def examine(batch: StepBatch, counts: TargetCounts, batches: StepBatches, stepper: Stepper) -> None:
+    """Print for each micro-batch its sequences, losses and gradient, and where the first number is not finite."""
+    rank = f"rank {stepper.group.rank}, " if stepper.group.world > 1 else ""
+    parts = zip(batch.micro_batches, batches.addresses(batch.step), strict=True)
+    for number, (micro_batch, (epochs, indices)) in enumerate(parts):
+        stepper.optimizer.zero_grad(set_to_none=True)
+        with _watched(stepper.model) as seen:
+            sums = stepper.backward(batch.step, number, micro_batch, counts).tolist()
+        targets = TargetCounts(micro_batch.targets.ids_M.numel(), micro_batch.targets.sbo_K.numel())
+        means = summarise(sums, targets, stepper.config.sbo)
+        gradients = {n: p.grad for n, p in stepper.model.named_parameters() if p.grad is not None}
+        broken = [name for name, gradient in gradients.items() if not _finite(gradient)]
+        norm = math.sqrt(sum(float(_local(g).double().square().sum()) for g in gradients.values()))
+        losses = ", ".join(f"{name[:3].upper()} {means[name]:.4f}" for name in means if name.endswith("loss"))
+        print(
+            f"{rank}micro-batch {number}: {micro_batch.input_ids_T.numel()} tokens, {losses}, gradient norm {norm:.4g}"
+        )
+        print(f"  epoch {sorted(set(epochs.tolist()))}, blocks {indices.tolist()}")
+        if not seen and not broken:
+            print("  everything is finite")
+        if seen:
+            print(f"  the first output that is not finite: {seen[0]}")
+        if broken:
+            print(f"  gradients that are not finite: {len(broken)}, among them {broken[-1]}")
+    stepper.optimizer.zero_grad(set_to_none=True)
+
+
+class _watched:
+    """While active, collects the names of modules whose output is not finite, in the order of the forward pass."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._seen: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        def hook(name: str):
+            def look(_module: nn.Module, _inputs: object, output: object) -> None:
+                if isinstance(output, Tensor) and not _finite(output):
+                    self._seen.append(name)
+
+            return look
+
+        self._hooks = [m.register_forward_hook(hook(name)) for name, m in self._model.named_modules() if name]
+        return self._seen
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._hooks:
+            handle.remove()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(_local(tensor.detach())).all())

@@ -1,0 +1,104 @@
+"""The processes of one run: one alone, or the ranks that ``torchrun`` started.
+
+Numbers that the host needs (how many targets a step has, whether somebody was asked to stop) travel between hosts by
+gloo and never touch a GPU, so that agreeing on them does not make the GPU wait; gradients travel by NCCL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spanbert.device import choose_device
+from spanbert.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among all."""
+
+    rank: int
+    world: int
+    device: torch.device
+    distributed: bool
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over ranks of a few host numbers, in fp64, the same on every rank."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Maximum over ranks of a device tensor, in place, without waiting for it."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
+    def tell(self, value: Any) -> Any:
+        """The leader's ``value`` on every rank."""
+        if self.world == 1:
+            return value
+        box = [value if self.leads else None]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def wait(self) -> None:
+        """Until all ranks are here (hosts only)."""
+        self.sum([0.0])
+
+    def say(self, text: str) -> None:
+        """Print, once for all ranks."""
+        if self.leads:
+            print(text, flush=True)
+
+
+def alone(device: torch.device | str = "cpu") -> Group:
+    """A group of one."""
+    return Group(0, 1, torch.device(device), distributed=False)
+
+
+def restarted() -> bool:
+    """Whether ``torchrun --max-restarts`` started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def join_group(device_name: str = "auto", timeout_minutes: float = 30) -> Iterator[Group]:
+    """Join the ranks named by torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK), or be alone without it.
+
+    Raises UserError when the device does not exist or there are more ranks on a machine than GPUs.
+    """
+    device = choose_device(device_name)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield alone(device)
+        return
+    rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {rank} is number {local} on this machine, which has {torch.cuda.device_count()} GPUs: "
+                "give torchrun a smaller --nproc-per-node"
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=datetime.timedelta(minutes=timeout_minutes))
+    try:
+        yield Group(rank, world, device, distributed=True)
+    finally:
+        dist.destroy_process_group()
