@@ -7,5 +7,18 @@ launcher, a `torch.library` op with autograd, and a test. `python -m kernels.aot
 
 from kernels.attention import attention_varlen, attention_varlen_qkv
 from kernels.attention_tiles import AttentionPlan, attention_plan
+from kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from kernels.gelu import bias_gelu
+from kernels.layer_norm import dropout_add_layer_norm, layer_norm
 
-__all__ = ["AttentionPlan", "attention_plan", "attention_varlen", "attention_varlen_qkv"]
+__all__ = [
+    "AttentionPlan",
+    "LinearCrossEntropy",
+    "attention_plan",
+    "attention_varlen",
+    "attention_varlen_qkv",
+    "bias_gelu",
+    "dropout_add_layer_norm",
+    "layer_norm",
+    "linear_cross_entropy",
+]

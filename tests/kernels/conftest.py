@@ -1,0 +1,89 @@
+"""Kernel tests: on a machine without a GPU the kernels run in Triton's interpreter.
+
+The interpreter has to be chosen before triton is imported, so this file imports the kernels under TRITON_INTERPRET=1 when
+it is collected, and takes the variable away again: only tests that ask for the fixture `triton_device` see it, the others
+(here and elsewhere) run the ops' references.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+KERNEL_MODULES = (
+    "attention_backward_kernel",
+    "attention_forward_kernel",
+    "attention_launch",
+    "attention_tiles_kernel",
+    "cross_entropy_kernel",
+    "dropout_kernel",
+    "gelu_kernel",
+    "layer_norm_kernel",
+    "layer_norm_launch",
+)
+HAS_GPU = torch.cuda.is_available()
+TOO_LATE = not HAS_GPU and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+if not HAS_GPU and not TOO_LATE:
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in KERNEL_MODULES:
+        importlib.import_module(f"kernels.{name}")
+    if before is None:
+        del os.environ["TRITON_INTERPRET"]
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A device on which the ops launch their kernels: a GPU, or the CPU through the interpreter."""
+    if HAS_GPU:
+        yield torch.device("cuda")
+        return
+    assert not TOO_LATE, "triton was imported before tests/kernels: run `pytest tests/kernels` by itself"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    yield torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def relative_error(x: Tensor, exact: Tensor) -> float:
+    """‖x − exact‖ / ‖exact‖; NaN counts as infinite."""
+    error = (x.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-30)
+    return float("inf") if torch.isnan(error) else error.item()
+
+
+@pytest.fixture
+def within_house_rule() -> Callable[..., bool]:
+    """right(x, plain, exact, factor): x is as good as `factor` times plain PyTorch in the same dtype.
+
+    2 for outputs, 3 for gradients, against float64. A quarter of the dtype's epsilon is allowed besides: plain PyTorch is
+    exact by luck on a sequence of one token.
+    """
+
+    def right(x: Tensor, plain: Tensor, exact: Tensor, factor: float) -> bool:
+        allowed = factor * relative_error(plain, exact) + torch.finfo(x.dtype).eps / 4
+        return x.shape == exact.shape and relative_error(x, exact) <= allowed
+
+    return right
+
+
+@pytest.fixture
+def poisoned() -> Callable[..., Tensor]:
+    """An allocator whose tensors hold NaN: what a kernel forgets to write is seen."""
+
+    def empty(*size, **options) -> Tensor:
+        return torch.empty(*size, **options).fill_(float("nan"))
+
+    return empty
