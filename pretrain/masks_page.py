@@ -22,14 +22,11 @@ p { margin: .25rem 0; color: var(--soft) }
 .legend { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; margin: 1rem 0 1.5rem; font-size: .875rem; color: var(--soft) }
 .legend i { font-style: normal; margin-right: .4rem }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 1.25rem; margin-bottom: 1.25rem }
-.text { line-height: 2.9; font-size: 1.0625rem; margin: .75rem 0 .5rem; white-space: pre-wrap; overflow-wrap: anywhere }
-.span { border-radius: 5px; transition: background .15s }
-.t { position: relative; display: inline-block; line-height: 1.35; padding: 0 .12em; color: var(--c);
-  background: color-mix(in srgb, var(--c) 14%, transparent); border-bottom: 2px solid var(--c) }
-.t small { position: absolute; left: 0; right: 0; top: 1.5em; text-align: center; font: 600 .62rem/1 ui-monospace, monospace;
-  white-space: nowrap; color: var(--soft) }
-.t.mask small { visibility: hidden }
-.span .t:first-child small { visibility: visible }
+.text { line-height: 2.3; font-size: 1.0625rem; margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere }
+.span { border-radius: 3px }
+.t { color: var(--c); padding: .1em 0; background: color-mix(in srgb, var(--c) 14%, transparent);
+  border-bottom: 2px solid var(--c); -webkit-box-decoration-break: clone; box-decoration-break: clone }
+ruby { ruby-position: under } rt { font: 600 .6875rem/1.3 ui-monospace, monospace; color: var(--c) }
 .mask { --c: var(--mask) } .random { --c: var(--random) } .kept { --c: var(--kept) }
 .edge { background: var(--edge-soft); color: var(--edge); outline: 1px solid var(--edge); border-radius: 4px; padding: 0 .12em }
 .special { color: var(--soft); font-size: .8em } .special.edge { color: var(--edge) }
@@ -54,7 +51,7 @@ document.querySelectorAll('section').forEach(section => {
 
 LEGEND = (
     ("mask", "t mask", "word", "[MASK] stands in its place (80 % of spans)"),
-    ("random", "t random", "word", "random tokens stand there (10 %); below: which"),
+    ("random", "t random", "word", "random tokens stand there (10 %), shown below"),
     ("kept", "t kept", "word", "left as it was (10 %), but predicted all the same"),
     ("edge", "edge", "word", "boundary: what the span-boundary objective sees"),
 )
@@ -63,7 +60,8 @@ LEGEND = (
 def page(draws: list[Draw], about: str) -> str:
     """All draws as one HTML document; the texts are escaped."""
     legend = "".join(f'<span><i class="{style}">{word}</i>{escape(text)}</span>' for _, style, word, text in LEGEND)
-    sections = "".join(map(_section, draws))
+    shown = " open" * (len(draws) <= 3)  # the tables of many draws are folded
+    sections = "".join(_section(draw, shown) for draw in draws)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -72,11 +70,11 @@ def page(draws: list[Draw], about: str) -> str:
     )
 
 
-def _section(draw: Draw) -> str:
+def _section(draw: Draw, shown: str) -> str:
     rows = "".join(map(_row, draw.targets))
     return (
         f"<section><h2>{escape(draw.title[:1].upper() + draw.title[1:])}</h2><p>{escape(draw.summary)}</p>"
-        f'<div class="text">{_text(draw)}</div><details open><summary>What is predicted, and from what</summary>'
+        f'<div class="text">{_text(draw)}</div><details{shown}><summary>What is predicted, and from what</summary>'
         '<div class="scroll"><table><thead><tr><th>Span</th><th>Left boundary</th><th>Right boundary</th>'
         f"<th>Position</th><th>Target</th><th>In its place</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
         "</section>"
@@ -92,8 +90,8 @@ def _text(draw: Draw) -> str:
         after = draw.span_of[number + 1] if number + 1 < len(draw.pieces) else None
         gap = escape(piece.gap)
         if span:
-            opened = f'{gap}<span class="span" data-s="{span}">' if span != before else gap
-            parts.append(opened + _target(piece) + ("</span>" if span != after else ""))
+            opened, gap = (f'{gap}<span class="span" data-s="{span}">', "") if span != before else ("", gap)
+            parts.append(opened + _target(piece, gap) + ("</span>" if span != after else ""))
             continue
         styles = [*(["special"] * (number in (0, len(draw.pieces) - 1))), *(["edge"] * piece.is_boundary)]
         if not styles:
@@ -104,9 +102,12 @@ def _text(draw: Draw) -> str:
     return "".join(parts)
 
 
-def _target(piece: Piece) -> str:
-    below = "kept" if piece.stand_in == "kept" else piece.seen
-    return f'<span class="t {piece.stand_in}" title="{escape(piece.token)}">{escape(piece.text)}<small>{escape(below)}</small></span>'
+def _target(piece: Piece, gap: str) -> str:
+    """A target, the gap before it if that is inside the span, and below it the random token that stands there."""
+    text = escape(piece.text)
+    if piece.stand_in == "random":
+        text = f"<ruby>{text}<rt>{escape(piece.seen)}</rt></ruby>"
+    return f'<span class="t {piece.stand_in}" title="{escape(piece.token)}">{gap}{text}</span>'
 
 
 def _row(target: Target) -> str:
