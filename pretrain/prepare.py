@@ -88,8 +88,7 @@ def run_prepare(config: PrepareConfig) -> None:
         report = _prepare(config, tokenizer, corpus, identity, work)
     shutil.rmtree(work, ignore_errors=True)
     print_report(report)
-    seconds = time.perf_counter() - began
-    print(f"wrote {config.output} in {seconds:.0f} s ({report['tokens'] / seconds:,.0f} tokens/s)")
+    print(f"wrote {config.output} in {time.perf_counter() - began:.0f} s")
     print(f"next: spanbert pretrain {config.output} --output RUN_FOLDER")
 
 
@@ -252,8 +251,10 @@ def _only_one(work: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another preparation is writing {work}: wait for it or choose another --output") from error
-        yield
-        lock.unlink()
+        try:
+            yield
+        finally:
+            lock.unlink()
 
 
 @contextmanager
