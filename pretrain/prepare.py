@@ -79,8 +79,7 @@ def run_prepare(config: PrepareConfig) -> None:
     tokenizer = Tokenizer.load(config.tokenizer, lowercase=config.lowercase)
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     identity = _identity(config, tokenizer, corpus)
-    if config.output.exists() and not config.overwrite:
-        _check_finished(config.output, identity)
+    if config.output.exists() and _is_finished(config.output, identity, overwrite=config.overwrite):
         print(f"{config.output} is already prepared with these settings; nothing to do (--overwrite makes it anew)")
         return
     work = config.output.with_name(f".{config.output.name}.preparing")
@@ -103,6 +102,7 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
     for number in range(shards):
         counts.add(ShardCounts(**json.loads(done_file(work, number).read_text())))
     if counts.tokens == 0:
+        shutil.rmtree(work)  # nothing to go on from
         raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
     with atomic_folder(config.output) as folder:
         held_out, unigram = join_shards(work, shards, folder, config.block_length, config.validation_share)
@@ -148,16 +148,20 @@ def _differences(old: dict, new: dict) -> list[str]:
     return [key.replace("_", " ") for key in new if old.get(key) != json.loads(json.dumps(new[key]))]
 
 
-def _check_finished(output: Path, identity: dict) -> None:
+def _is_finished(output: Path, identity: dict, *, overwrite: bool) -> bool:
+    """Whether `output` is what would be made; only a prepared corpus is ever overwritten, never another folder."""
     try:
         old = json.loads((output / "prepare.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{output} exists and is not a prepared corpus: choose another --output") from error
+    if overwrite:
+        return False
     if differing := _differences(old, identity):
         raise UserError(
             f"{output} was prepared with other settings ({', '.join(differing)}): "
             "choose another --output, or replace it with --overwrite"
         )
+    return True
 
 
 def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite: bool) -> int:

@@ -301,8 +301,9 @@ def test_an_output_that_is_something_else_is_left_alone(configure):
     config = configure()
     config.output.mkdir()
     (config.output / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="is not a prepared corpus"):
-        run_prepare(config)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is not a prepared corpus"):
+            run_prepare(configure(overwrite=overwrite))
     assert (config.output / "thesis.tex").exists()
 
 
@@ -379,4 +380,4 @@ def test_impossible_requests(content, changes, message, configure, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         run_prepare(configure(inputs=(str(path),), **changes))
-    assert not configure().output.exists()
+    assert not configure().output.exists() and not list(tmp_path.glob(".*"))
