@@ -1,7 +1,7 @@
 """Measure every kernel beside what PyTorch and the libraries offer. On a GPU, or with small shapes on a CPU.
 
     python -m benchmarks.kernels --out runs/kernels                    # everything, under 6 minutes on an H100
-    python -m benchmarks.kernels --operation joint --case 768 --seconds 0.1
+    python -m benchmarks.kernels --operation joint --case 768 --provider ours
     python -m benchmarks.kernels --baseline runs/before/results.json   # also: what became slower
     python -m benchmarks.kernels --device cpu                          # the suite itself, anywhere
 
@@ -18,7 +18,7 @@ import json
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +44,9 @@ def measure(operation: Operation, case: Case, device: torch.device, stopwatch: S
             instance = provider.build(case, inputs)
             fault = gate.fault(instance)
             if fault is None:
-                rows += [row | _timed(direction, operation, case, instance, gate, stopwatch) for direction in DIRECTIONS]
+                rows += [
+                    row | _timed(direction, operation, case, instance, gate, stopwatch) for direction in DIRECTIONS
+                ]
             else:
                 rows.append(row | {"fault": fault})
         except Unavailable as reason:
@@ -109,7 +111,11 @@ def print_table(operation: Operation, rows: list[dict], copy_bandwidth: float) -
             continue
         timing, graph = Timing(**row["seconds"]), row["graph_seconds"]
         spread = f"{timing.low * 1e6:.1f}…{timing.high * 1e6:.1f}"
-        rate = f"{row['tflops']:.1f}" if operation.arithmetic else f"{row['gbps']:.0f} ({row['gbps'] * 1e9 / copy_bandwidth:.0%})"
+        rate = (
+            f"{row['tflops']:.1f}"
+            if operation.arithmetic
+            else f"{row['gbps']:.0f} ({row['gbps'] * 1e9 / copy_bandwidth:.0%})"
+        )
         graph_text = f"{graph['median'] * 1e6:.1f}" if graph else "–"
         peak = f"{row['peak_bytes'] / 1e6:.0f}" if row["peak_bytes"] is not None else "–"
         print(
@@ -161,13 +167,33 @@ def write_results(folder: Path, record: dict) -> None:
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["operation", "case", "dtype", "provider", "direction", "median_s", "low_s", "high_s", "graph_s", "tflops", "gbps", "peak_bytes", "fault"]
+            [
+                "operation",
+                "case",
+                "dtype",
+                "provider",
+                "direction",
+                "median_s",
+                "low_s",
+                "high_s",
+                "graph_s",
+                "tflops",
+                "gbps",
+                "peak_bytes",
+                "fault",
+            ]
         )
         for row in record["rows"]:
             seconds, graph = row.get("seconds") or {}, row.get("graph_seconds") or {}
             writer.writerow(
                 [row[k] for k in ("operation", "case", "dtype", "provider")]
-                + [row.get("direction"), seconds.get("median"), seconds.get("low"), seconds.get("high"), graph.get("median")]
+                + [
+                    row.get("direction"),
+                    seconds.get("median"),
+                    seconds.get("low"),
+                    seconds.get("high"),
+                    graph.get("median"),
+                ]
                 + [row.get(k) for k in ("tflops", "gbps", "peak_bytes", "fault")]
             )
 
@@ -178,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/kernels"), help="results folder")
     parser.add_argument("--operation", action="append", default=[], help="only operations with this text; repeatable")
     parser.add_argument("--case", action="append", default=[], help="only cases with this text; repeatable")
+    parser.add_argument("--provider", action="append", default=[], help="only providers with this text; repeatable")
     parser.add_argument("--seconds", type=float, default=0.05, help="to spend on each measurement")
     parser.add_argument("--baseline", type=Path, help="results.json to compare with")
     arguments = parser.parse_args(argv)
@@ -192,6 +219,10 @@ def main(argv: list[str] | None = None) -> int:
     for operation in (attention_providers.operation(device), *row_providers.operations(device)):
         if arguments.operation and not any(text in operation.name for text in arguments.operation):
             continue
+        chosen = [
+            p for p in operation.providers if not arguments.provider or any(t in p.name for t in arguments.provider)
+        ]
+        operation = replace(operation, providers=chosen)
         rows: list[dict] = []
         for case in operation.cases:
             if not arguments.case or any(text in case.label for text in arguments.case):

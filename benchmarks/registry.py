@@ -92,7 +92,9 @@ class Gate:
         for index, gradient in enumerate(gradients):
             restored = checked.restore(index, gradient)
             found += restored if isinstance(restored, list | tuple) else [restored]
-        for index, (mine, cheap, true) in enumerate(zip(found, self.plain[dropout_p], self.exact[dropout_p], strict=True)):
+        for index, (mine, cheap, true) in enumerate(
+            zip(found, self.plain[dropout_p], self.exact[dropout_p], strict=True)
+        ):
             allowed = (2.0 if index == 0 else 3.0) * relative_error(cheap, true) + torch.finfo(self.case.dtype).eps / 4
             error = relative_error(mine.reshape(true.shape), true)
             if not error <= allowed:
@@ -100,7 +102,9 @@ class Gate:
                 return f"wrong {what}: error {error:.2e}, allowed {allowed:.2e}"
         return None
 
-    def _law(self, operation: Operation, inputs: list[Tensor], dtype: torch.dtype, dropout_p: float | None) -> list[Tensor]:
+    def _law(
+        self, operation: Operation, inputs: list[Tensor], dtype: torch.dtype, dropout_p: float | None
+    ) -> list[Tensor]:
         """[output, gradients …]; the output alone where `dropout_p` is None."""
         wide = [x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x for x in inputs]
         case = replace(self.case, dropout_p=dropout_p or 0.0)

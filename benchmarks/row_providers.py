@@ -161,7 +161,10 @@ def _layer_norm(device: torch.device) -> Operation:
 def _bias_gelu(device: torch.device) -> Operation:
     def inputs(case: Case, device: torch.device) -> list[Tensor]:
         rows, columns = _shape(case)
-        return [torch.randn(rows, columns, device=device).to(case.dtype), torch.randn(columns, device=device).to(case.dtype)]
+        return [
+            torch.randn(rows, columns, device=device).to(case.dtype),
+            torch.randn(columns, device=device).to(case.dtype),
+        ]
 
     def eager(x: Tensor, bias: Tensor) -> Tensor:
         return F.gelu(x + bias)

@@ -47,9 +47,7 @@ def count_windows(squad_path: Path, vocab_path: Path) -> Counter[int]:
     for article in articles:
         for paragraph in article["paragraphs"]:
             texts = [paragraph["context"]] + [qa["question"] for qa in paragraph["qas"]]
-            context, *questions = (
-                len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False)
-            )
+            context, *questions = (len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
             for question in questions:
                 counts.update(window_lengths(question, context))
     return counts

@@ -23,8 +23,15 @@ from pathlib import Path
 import torch
 import triton
 
-from kernels import attention_backward_kernel, attention_forward_kernel, attention_tiles_kernel
-from kernels import cross_entropy_kernel, gelu_kernel, layer_norm_kernel, layer_norm_launch
+from kernels import (
+    attention_backward_kernel,
+    attention_forward_kernel,
+    attention_tiles_kernel,
+    cross_entropy_kernel,
+    gelu_kernel,
+    layer_norm_kernel,
+    layer_norm_launch,
+)
 from kernels.attention_config import CAPABILITIES, all_configs
 from kernels.device import interpreted
 from kernels.machine_code import MachineCode, read_machine_code
@@ -90,7 +97,15 @@ def _attention(capability: int) -> Iterator[Specimen]:
     for tile in (32, 64, 128):
         kernel = attention_tiles_kernel.attention_tiles_kernel
         constants = {"TILE": tile, "GROUP": 64}
-        yield Specimen(f"attention tiles {tile} sm_{capability}", kernel, capability, _types(kernel, "i32"), constants, 4)
+        yield Specimen(
+            f"attention tiles {tile} sm_{capability}",
+            kernel,
+            capability,
+            _types(kernel, "i32"),
+            constants,
+            4,
+            unaligned=("sequences", "total", "slots"),
+        )
 
 
 def _rows(capability: int) -> Iterator[Specimen]:
@@ -121,7 +136,9 @@ def _rows(capability: int) -> Iterator[Specimen]:
         ):
             constants = {"BLOCK": gelu_kernel.BLOCK, "ROWS": gelu_kernel.ROWS}
             label = f"bias gelu {name} {dtype} sm_{capability}"
-            yield Specimen(label, kernel, capability, _types(kernel, dtype), constants, gelu_kernel.WARPS, unaligned=loose)
+            yield Specimen(
+                label, kernel, capability, _types(kernel, dtype), constants, gelu_kernel.WARPS, unaligned=loose
+            )
         kernel = cross_entropy_kernel.cross_entropy_kernel
         constants = {"BLOCK": cross_entropy_kernel.BLOCK, "GRADIENT": True}
         label = f"cross entropy {dtype} sm_{capability}"
@@ -130,10 +147,22 @@ def _rows(capability: int) -> Iterator[Specimen]:
         )
     kernel = layer_norm_kernel.partial_sum_kernel
     constants = {"BLOCK": layer_norm_launch.SUM_BLOCK, "ROWS": layer_norm_launch.SUM_ROWS}
-    yield Specimen(f"partial sums sm_{capability}", kernel, capability, _types(kernel, "fp32"), constants, 4, unaligned=loose)
+    yield Specimen(
+        f"partial sums sm_{capability}", kernel, capability, _types(kernel, "fp32"), constants, 4, unaligned=loose
+    )
 
 
-_FP32 = ("lse_ptr", "delta_ptr", "mean_ptr", "rstd_ptr", "partial_ptr", "sum_ptr", "loss_ptr", "weight_ptr", "ln_bias_ptr")
+_FP32 = (
+    "lse_ptr",
+    "delta_ptr",
+    "mean_ptr",
+    "rstd_ptr",
+    "partial_ptr",
+    "sum_ptr",
+    "loss_ptr",
+    "weight_ptr",
+    "ln_bias_ptr",
+)
 _INTEGER = {"tiles_ptr": "*i32", "cu_ptr": "*i32", "correct_ptr": "*i32", "seed_ptr": "*i64", "target_ptr": "*i64"}
 _FLOATS = ("scale", "scale_log2", "keep_scale", "eps")
 
@@ -234,7 +263,9 @@ def main() -> int:
     if interpreted():
         sys.exit("error: TRITON_INTERPRET is set: unset it, the interpreter replaces the compiler")
     chosen = [s for s in specimens() if all(text in s.label for text in arguments.only)]
-    print(f"{'kernel':58} {'warps':>5} {'stages':>6} {'regs':>5} {'spill':>5} {'shared':>7} {'HGMMA':>5} {'HMMA':>5} {'instr':>6}")
+    print(
+        f"{'kernel':58} {'warps':>5} {'stages':>6} {'regs':>5} {'spill':>5} {'shared':>7} {'HGMMA':>5} {'HMMA':>5} {'instr':>6}"
+    )
     table, bad = [], 0
     for specimen in chosen:
         code = examine(specimen)

@@ -96,7 +96,9 @@ def _arguments(
     check_cu_seqlens(cu_seqlens)
     total, _, head_dim = q_THD.shape
     if runs_triton(q_THD) and (head_dim not in HEAD_DIMS or q_THD.dtype is torch.float64):
-        raise ValueError(f"the kernels take head_dim in {HEAD_DIMS} and fp16, bf16 or fp32, got {head_dim}, {q_THD.dtype}")
+        raise ValueError(
+            f"the kernels take head_dim in {HEAD_DIMS} and fp16, bf16 or fp32, got {head_dim}, {q_THD.dtype}"
+        )
     if cu_seqlens.device != q_THD.device:
         raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, q on {q_THD.device}")
     scale = 1.0 / math.sqrt(head_dim) if scale is None else scale
@@ -196,15 +198,11 @@ def _attention_backward(
 ) -> Tensor:
     """(T, 3, H, D): the gradients with respect to q, k and v."""
     if not runs_triton(q):
-        return attention_backward_reference(
-            dout, q, k, v, out, lse, cu_seqlens, scale, dropout_p, _number(seed)
-        )
+        return attention_backward_reference(dout, q, k, v, out, lse, cu_seqlens, scale, dropout_p, _number(seed))
     from kernels.attention_launch import config_for, launch_attention_backward
 
     q, k, v, dout = (_unit_stride(x) for x in (q, k, v, dout))
-    return launch_attention_backward(
-        dout, q, k, v, out, lse, tiles, config_for(q, tile), scale, dropout_p, seed
-    )
+    return launch_attention_backward(dout, q, k, v, out, lse, tiles, config_for(q, tile), scale, dropout_p, seed)
 
 
 @_attention_backward.register_fake

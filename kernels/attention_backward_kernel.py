@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.dropout_kernel import keep_columns, keep_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "threshold"])
 def attention_dq_kernel(
     q_ptr,
     k_ptr,
@@ -102,7 +102,7 @@ def attention_dq_kernel(
     tl.store(dq_ptrs, (dq * scale).to(dq_ptr.dtype.element_ty), mask=row_in[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "threshold"])
 def attention_dkdv_kernel(
     q_ptr,
     k_ptr,

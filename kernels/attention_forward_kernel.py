@@ -11,7 +11,7 @@ import triton.language as tl
 from kernels.dropout_kernel import keep_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "threshold"])  # or each batch size would compile anew
 def attention_forward_kernel(
     q_ptr,
     k_ptr,
@@ -41,7 +41,7 @@ def attention_forward_kernel(
     """`tiles_ptr`: (slots, 4) int32 of kernels.attention_tiles; grid (heads, slots), so long tiles of all heads go first.
 
     Scores are kept in base 2 (scale_log2 = scale · log2 e): exp2 is one instruction. `lse_ptr` (heads, total) receives
-    m + log2(l), fp32. Strides are in elements; the last dimension has stride 1.
+    m + log2(denominator), fp32. Strides are in elements; the last dimension has stride 1.
     """
     head = tl.program_id(0)
     slot = tl.program_id(1)
@@ -67,7 +67,7 @@ def attention_forward_kernel(
     v_offsets = keys[:, None] * v_stride_t + dims[None, :]
 
     m = tl.full((TILE,), float("-inf"), tl.float32)  # running maximum of the scaled scores
-    l = tl.zeros((TILE,), tl.float32)  # running Σ exp2(score − m)
+    denom = tl.zeros((TILE,), tl.float32)  # running Σ exp2(score − m)
     acc = tl.zeros((TILE, HEAD_DIM), tl.float32)  # running Σ exp2(score − m) · V
     length = key_end - key_start
     for start in range(0, length, BLOCK):
@@ -80,7 +80,7 @@ def attention_forward_kernel(
         m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
         p = tl.exp2(s * scale_log2 - m_new[:, None])
         rescale = tl.exp2(m - m_new)
-        l = l * rescale + tl.sum(p, 1)
+        denom = denom * rescale + tl.sum(p, 1)
         if DROPOUT:  # after the sum: dropout acts on the normalised probabilities
             keep = keep_rows(seed_ptr, head, row_start + rows, start // 32, threshold, BLOCK, 0)
             p = tl.where(keep, p, 0.0)
@@ -89,9 +89,9 @@ def attention_forward_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = m_new
 
-    empty = l == 0.0  # a row without a key: zeros, not 0/0
-    inverse = tl.where(empty, 0.0, keep_scale / tl.where(empty, 1.0, l))
+    empty = denom == 0.0  # a row without a key: zeros, not 0/0
+    inverse = tl.where(empty, 0.0, keep_scale / tl.where(empty, 1.0, denom))
     out = (acc * inverse[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_base + rows[:, None] * out_stride_t + dims[None, :], out, mask=row_in[:, None])
-    lse = tl.where(empty, 0.0, m + tl.log2(tl.where(empty, 1.0, l)))
+    lse = tl.where(empty, 0.0, m + tl.log2(tl.where(empty, 1.0, denom)))
     tl.store(lse_ptr + head.to(tl.int64) * total + row_start + rows, lse, mask=row_in)

@@ -14,6 +14,7 @@ within each sequence of a packed batch. The backward pass is written out, once, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,7 +93,7 @@ LOG2_E = 1.4426950408889634
 def sequences(cu_seqlens: Tensor) -> Iterator[tuple[int, int]]:
     """(start, end) of every sequence that is not empty."""
     bounds = cu_seqlens.tolist()
-    return ((start, end) for start, end in zip(bounds, bounds[1:], strict=False) if end > start)
+    return ((start, end) for start, end in pairwise(bounds) if end > start)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

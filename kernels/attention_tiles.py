@@ -11,6 +11,7 @@ One table serves all layers and both directions of a step: make it once with `at
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -59,10 +60,8 @@ def slots_needed(total: int, sequences: int, tile: int) -> int:
 def attention_tiles_reference(cu_seqlens: Tensor, total: int, tile: int) -> Tensor:
     """The law: (slots, 4) int32 with the tiles in the order in which the kernel writes them."""
     bounds = cu_seqlens.tolist()
-    sequences = sorted(zip(bounds, bounds[1:], strict=False), key=lambda s: s[0] - s[1])  # stable: longest first
-    tiles = [
-        (row, min(row + tile, end), start, end) for start, end in sequences for row in range(start, end, tile)
-    ]
+    sequences = sorted(pairwise(bounds), key=lambda s: s[0] - s[1])  # stable: longest first
+    tiles = [(row, min(row + tile, end), start, end) for start, end in sequences for row in range(start, end, tile)]
     tiles += [(row, min(row + tile, total), row, row) for row in range(bounds[-1], total, tile)]
     table = torch.zeros(slots_needed(total, len(bounds) - 1, tile), 4, dtype=torch.int32)
     table[: len(tiles)] = torch.tensor(tiles, dtype=torch.int32).view(-1, 4)

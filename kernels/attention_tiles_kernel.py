@@ -26,7 +26,7 @@ def _lengths(cu_ptr, index, sequences, total):
     return start, rows, tl.where(index == sequences, -1, rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sequences", "total", "slots"])
 def attention_tiles_kernel(cu_ptr, tiles_ptr, sequences, total, slots, TILE: tl.constexpr, GROUP: tl.constexpr):
     """`cu_ptr` (sequences + 1,) int32 → `tiles_ptr` (slots, 4) int32. Grid: ceil((sequences + 1) / GROUP)."""
     mine = tl.program_id(0) * GROUP + tl.arange(0, GROUP)
@@ -37,7 +37,9 @@ def attention_tiles_kernel(cu_ptr, tiles_ptr, sequences, total, slots, TILE: tl.
         other = other_start + tl.arange(0, GROUP)
         _, rows, key = _lengths(cu_ptr, other, sequences, total)
         tiles = tl.where(other <= sequences, (rows + TILE - 1) // TILE, 0)
-        before = (key[None, :] > my_key[:, None]) | ((key[None, :] == my_key[:, None]) & (other[None, :] < mine[:, None]))
+        before = (key[None, :] > my_key[:, None]) | (
+            (key[None, :] == my_key[:, None]) & (other[None, :] < mine[:, None])
+        )
         first_slot += tl.sum(tl.where(before, tiles[None, :], 0), 1)
         used += tl.sum(tiles, 0)
 

@@ -91,10 +91,14 @@ def bias_gelu_backward_cost(rows: int, columns: int, element: int = 2) -> Cost:
     return Cost(0.0, 3 * rows * columns * element)
 
 
-def linear_cross_entropy_cost(targets: int, hidden: int, vocabulary: int, gradient: bool = True, element: int = 2) -> Cost:
+def linear_cross_entropy_cost(
+    targets: int, hidden: int, vocabulary: int, gradient: bool = True, element: int = 2
+) -> Cost:
     """One product forward, two for the gradients. Logits are written by the product, read twice and written once by the
     softmax, and read twice as an operand; they are chunked, and a chunk that fits the cache moves fewer bytes."""
     logits = targets * vocabulary * element
     operands = (targets + vocabulary) * hidden * element
     products = 3 if gradient else 1
-    return Cost(2.0 * products * targets * hidden * vocabulary, logits * (6 if gradient else 2) + 2 * operands * products)
+    return Cost(
+        2.0 * products * targets * hidden * vocabulary, logits * (6 if gradient else 2) + 2 * operands * products
+    )

@@ -39,9 +39,12 @@ def linear_cross_entropy(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor, t
     Raises:
         ValueError: shapes or dtypes that do not fit.
     """
-    hidden_MH, product_weight = autocast_input(hidden_MH), autocast_input(weight_VH)
-    if hidden_MH.dtype != product_weight.dtype or hidden_MH.shape[1:] != weight_VH.shape[1:]:
-        raise ValueError(f"hidden {hidden_MH.dtype} {hidden_MH.shape} and weight {weight_VH.dtype} {weight_VH.shape} do not fit")
+    hidden_MH = autocast_input(hidden_MH)
+    cast = torch.is_autocast_enabled(hidden_MH.device.type)
+    if (hidden_MH.dtype != weight_VH.dtype and not cast) or hidden_MH.shape[1:] != weight_VH.shape[1:]:
+        raise ValueError(
+            f"hidden {hidden_MH.dtype} {hidden_MH.shape} and weight {weight_VH.dtype} {weight_VH.shape} do not fit"
+        )
     if bias_V.shape != weight_VH.shape[:1] or target_M.shape != hidden_MH.shape[:1]:
         raise ValueError(f"bias {tuple(bias_V.shape)} or targets {tuple(target_M.shape)} do not fit")
     with_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_MH, weight_VH, bias_V))
@@ -58,7 +61,9 @@ def linear_cross_entropy_reference(hidden_MH: Tensor, weight_VH: Tensor, bias_V:
     return torch.nn.functional.cross_entropy(logits_MV, target_M, reduction="sum")
 
 
-def _softmax_gradient_(logits_NV: Tensor, bias_V: Tensor, target_N: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def _softmax_gradient_(
+    logits_NV: Tensor, bias_V: Tensor, target_N: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
     """The kernel's law: (loss (N,), correct (N,)); `logits_NV` becomes the gradient with respect to itself."""
     if runs_triton(logits_NV):
         from kernels.cross_entropy_kernel import launch_cross_entropy_

@@ -32,7 +32,7 @@ def cross_entropy_kernel(
     target = tl.load(target_ptr + row)
     column = tl.arange(0, BLOCK)
     m = float("-inf")  # running maximum and Σ exp(logit − m): the online softmax of kernels/attention_forward_kernel.py
-    l = 0.0
+    denom = 0.0
     best = float("-inf")
     best_column = 0
     for start in range(0, vocabulary, BLOCK):
@@ -43,10 +43,10 @@ def cross_entropy_kernel(
         best_column = tl.where(top > best, start + where, best_column)
         best = tl.maximum(top, best)
         m_new = tl.maximum(m, top)
-        l = l * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), 0)
+        denom = denom * tl.exp(m - m_new) + tl.sum(tl.exp(x - m_new), 0)
         m = m_new
     own = tl.load(logits + target).to(tl.float32) + tl.load(bias_ptr + target).to(tl.float32)
-    tl.store(loss_ptr + row, m + tl.log(l) - own)
+    tl.store(loss_ptr + row, m + tl.log(denom) - own)
     tl.store(correct_ptr + row, (best_column == target).to(tl.int32))
     if GRADIENT:
         tl.debug_barrier()  # every thread has read its logits, and `own`, before any of them is overwritten
@@ -54,7 +54,7 @@ def cross_entropy_kernel(
             inside = start + column < vocabulary
             x = tl.load(logits + start + column, mask=inside, other=float("-inf")).to(tl.float32)
             x += tl.load(bias_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
-            gradient = tl.exp(x - m) / l - tl.where(start + column == target, 1.0, 0.0)
+            gradient = tl.exp(x - m) / denom - tl.where(start + column == target, 1.0, 0.0)
             tl.store(logits + start + column, gradient.to(logits_ptr.dtype.element_ty), mask=inside)
 
 

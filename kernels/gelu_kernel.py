@@ -19,10 +19,8 @@ from kernels.layer_norm_launch import PROGRAMS_PER_MULTIPROCESSOR, sum_partials
 BLOCK, ROWS, WARPS = 512, 8, 8
 
 
-@triton.jit
-def bias_gelu_forward_kernel(
-    x_ptr, bias_ptr, y_ptr, x_stride, rows, columns, BLOCK: tl.constexpr, ROWS: tl.constexpr
-):
+@triton.jit(do_not_specialize=["rows"])
+def bias_gelu_forward_kernel(x_ptr, bias_ptr, y_ptr, x_stride, rows, columns, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """Grid (row groups, column blocks). y is contiguous."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -34,7 +32,7 @@ def bias_gelu_forward_kernel(
     tl.store(y_ptr + row64 * columns + column[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def bias_gelu_backward_kernel(
     dy_ptr,
     x_ptr,

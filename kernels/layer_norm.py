@@ -25,9 +25,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     _check(x, weight, bias)
     flat = _rows(x)
-    return torch.ops.fused_kernels.layer_norm(
-        flat, None, None, weight, bias, None, 0.0, eps, _out_dtype(x)
-    )[0].view(x.shape)
+    return torch.ops.fused_kernels.layer_norm(flat, None, None, weight, bias, None, 0.0, eps, _out_dtype(x))[0].view(
+        x.shape
+    )
 
 
 def dropout_add_layer_norm(
@@ -76,7 +76,9 @@ def dropout_add_layer_norm(
 def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     columns = x.shape[-1]
     if weight.shape != (columns,) or bias.shape != (columns,):
-        raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({columns},) like x's rows")
+        raise ValueError(
+            f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must be ({columns},) like x's rows"
+        )
     if runs_triton(x) and columns > 8192:
         raise ValueError(f"rows of {columns} do not fit in registers: at most 8192")
 

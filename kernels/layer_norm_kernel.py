@@ -16,7 +16,7 @@ from kernels.dropout_kernel import keep_rows
 _CALL = tl.constexpr(ELEMENTWISE_CALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def layer_norm_forward_kernel(
     x_ptr,
     bias_ptr,
@@ -65,7 +65,7 @@ def layer_norm_forward_kernel(
     tl.store(rstd_ptr + row, rstd, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def layer_norm_backward_kernel(
     dy_ptr,
     x_ptr,
@@ -145,8 +145,10 @@ def layer_norm_backward_kernel(
         tl.store(partial + 2 * columns, tl.sum(dbias, 0), mask=inside)
 
 
-@triton.jit
-def partial_sum_kernel(partial_ptr, sum_ptr, programs, columns, partial_stride, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+@triton.jit(do_not_specialize=["programs"])
+def partial_sum_kernel(
+    partial_ptr, sum_ptr, programs, columns, partial_stride, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
     """Second stage: sums (columns,) fp32 of `partial_ptr` (programs, ≥ columns) fp32, in a fixed order."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((ROWS, BLOCK), tl.float32)

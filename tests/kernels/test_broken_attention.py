@@ -29,7 +29,12 @@ BREAKS = {
     "one key too few": (FORWARD, "key_in = start + keys < length", "key_in = start + keys < length - 1", 0.0),
     "missing 1/√D": (FORWARD, "p = tl.exp2(s * scale_log2", "p = tl.exp2(s * 1.4426950408889634", 0.0),
     "stale maximum": (FORWARD, "rescale = tl.exp2(m - m_new)", "rescale = tl.exp2(m_new - m_new)", 0.0),
-    "denominator after dropout": (FORWARD, "l = l * rescale + tl.sum(p, 1)", "l = l * rescale + tl.sum(p, 1) * 0.9", 0.25),
+    "denominator after dropout": (
+        FORWARD,
+        "denom = denom * rescale + tl.sum(p, 1)",
+        "denom = denom * rescale + tl.sum(p, 1) * 0.9",
+        0.25,
+    ),
     "stale statistics": (BACKWARD, "p = tl.exp2(s * scale_log2 - lse[:, None])", "p = tl.exp2(s * scale_log2)", 0.0),
     "δ forgotten": (BACKWARD, "ds_t = p_t * (dp_t - delta[None, :])", "ds_t = p_t * dp_t", 0.0),
     "dK not scaled": (BACKWARD, "(dk * scale)", "(dk * 1.0)", 0.0),
