@@ -7,6 +7,7 @@ so resuming is naming the next step, and the number of workers, ranks or micro-b
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import signal
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ class StepBatch:
 
     step: int
     masked: list[MaskedBatch]
+    addresses: list[tuple[np.ndarray, np.ndarray]]
+    """(epochs, indices) of the sequences of each micro-batch."""
     pinned: list[MicroBatch] | None = None
     cursor: Any = None
     """Where the data continues after this step, for data that is a stream (``pretrain.streaming``)."""
@@ -86,7 +89,7 @@ class StepBatch:
         return sum(part.target_ids.size for part in self.masked), sum(part.sbo_targets.size for part in self.masked)
 
     def pin_memory(self) -> StepBatch:
-        return StepBatch(self.step, self.masked, [MicroBatch.of(part, pin=True) for part in self.masked], self.cursor)
+        return dataclasses.replace(self, pinned=[MicroBatch.of(part, pin=True) for part in self.masked])
 
 
 class DataOrder:
@@ -105,6 +108,11 @@ class DataOrder:
             here = epochs == epoch
             indices[here] = self._order(int(epoch))[within[here]]
         return epochs, indices
+
+    def locate(self, step: int) -> dict[str, list[int]]:
+        """A step's address for a log."""
+        epochs, indices = self.addresses(step)
+        return {"epochs": np.unique(epochs).tolist(), "blocks": indices.tolist()}
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -146,7 +154,8 @@ class StepBatches(Dataset):
         self.rank, self.world = rank, world
 
     def __getitem__(self, step: int) -> StepBatch:
-        return StepBatch(step, [self.mask(*part) for part in self.addresses(step)])
+        addresses = self.addresses(step)
+        return StepBatch(step, [self.mask(*part) for part in addresses], addresses)
 
     def addresses(self, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(epochs, indices) of each of this rank's micro-batches, longest sequence first."""

@@ -18,6 +18,8 @@ class PretrainConfig:
     """Folder that `spanbert prepare` wrote."""
     output: Path
     """Folder of the run: config, metrics, curves, checkpoints, and at the end the model."""
+    stream: tuple[str, ...] = ()
+    """Train on this text as it comes (hf:NAME[:CONFIG[:SPLIT]], files, folders); DATA, prepared from a sample, then gives tokenizer, block length and held-out blocks."""
     size: Literal["mini", "small", "base", "large"] = "base"
     """Shape of a new encoder (ignored with --init-from)."""
     init_from: Path | None = None
@@ -87,7 +89,7 @@ class PretrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: every rank holds the model (ddp), or a slice of weights, gradients and moments (fsdp)."""
     compile: bool = False
-    """Compile the model (torch.compile); the first steps then take long."""
+    """Compile the encoder's layers (torch.compile); the first steps then take long."""
     profile: bool = False
     """Record steps 5 to 7 of this stretch into profile/table.txt and profile/trace.json (for Perfetto)."""
     wandb: bool = False

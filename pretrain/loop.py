@@ -22,6 +22,7 @@ from pretrain.schedule import Schedule
 from pretrain.session import TrainingSession, data_identity
 from pretrain.step import Stepper, agree
 from pretrain.step_window import StepWindow
+from pretrain.streaming import stream_of
 from pretrain.validation import Validation
 from spanbert.device import choose_precision, describe, matrix_rate, tune_allocator
 from spanbert.encoder import count_parameters, train_flops_per_token
@@ -61,7 +62,6 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
     )
     order = DataOrder(len(blocks), config.batch_size, config.seed)
     budget = config.micro_batch_size * blocks.block_length
-    batches = StepBatches(blocks, masker, order, budget, group.rank, group.world)
     validation = Validation(StepBatches(held_out, masker, order, budget), config.eval_sequences, config.seed, group)
     schedule = Schedule(config, tokens_per_step=config.batch_size * float(blocks.lengths.mean()))
 
@@ -72,7 +72,7 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
     stepper = Stepper(config, group, model, parallel, optimizer, precision)
     window = StepWindow(group, counters.window)
     if config.compile:
-        model.compile(dynamic=True)
+        model.encoder.compile_layers()
 
     # what to expect
     peak = matrix_rate(group.device, precision, model.config.hidden_size) * group.world
@@ -87,10 +87,14 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
                                   or "none, for there are no held-out blocks to validate on")
     )  # fmt: skip
     workers = config.workers if config.workers is not None else 4 if on_gpu else 0
+    if config.stream:
+        batches = stream_of(config, tokenizer, masker, blocks.block_length, budget, counters, group)
+    else:
+        batches = StepBatches(blocks, masker, order, budget, group.rank, group.world)
     steps = load_steps(batches, counters.step, max(schedule.last_step, config.replay or 0), workers, pin=on_gpu)
     parallel.train()
     if config.replay is not None:
-        return replay(config, group, counters, schedule, steps, batches, stepper)
+        return replay(config, group, counters, schedule, steps, stepper)
 
     bar = tqdm(total=schedule.total, initial=schedule.position(counters), unit=schedule.unit, dynamic_ncols=True,
                unit_scale=schedule.unit == "tokens", mininterval=0.5, disable=not group.leads)  # fmt: skip
@@ -123,6 +127,7 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
             # count, report, validate, save
             counters.step += 1
             counters.tokens += agreed.tokens
+            counters.cursor = batch.cursor
             window.add(counters.step, agreed.counts, sums_4, norm)
             reports = counters.step % config.log_every == 0
             if reports:
@@ -134,7 +139,9 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
             if reports:
                 rate = window_tokens / window_seconds
                 speed = {"tokens_per_second": rate, "model_flops_utilisation": rate * flops_per_token / peak}
-                values = session.report_window(counters, window, order, lr=lr, tokens=counters.tokens, **speed)
+                values = session.report_window(
+                    counters, window, None if config.stream else order, lr=lr, tokens=counters.tokens, **speed
+                )
                 bar.set_postfix(session.postfix(values, speed), refresh=False)
                 window_tokens, window_seconds = 0, 0.0
             if counters.step % config.eval_every == 0:

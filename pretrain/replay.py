@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pretrain.batches import StepBatch, StepBatches
+from pretrain.batches import StepBatch
 from pretrain.config import PretrainConfig
 from pretrain.objective import TargetCounts, summarise
 from pretrain.schedule import Counters, Schedule
@@ -22,7 +22,6 @@ def replay(
     counters: Counters,
     schedule: Schedule,
     steps: Iterator[StepBatch],
-    batches: StepBatches,
     stepper: Stepper,
 ) -> None:
     """Train from the last checkpoint before ``config.replay`` up to it, then examine it. Writes nothing.
@@ -34,7 +33,7 @@ def replay(
     for batch in steps:
         agreed = agree(group, batch, counters.seconds, stop=False)
         if counters.step + 1 == config.replay:
-            examine(batch, agreed.counts, batches, stepper)
+            examine(batch, agreed.counts, stepper)
             return
         sums_4, norm = stepper.gradients(batch, agreed.counts)
         stepper.take(config.lr * schedule.multiplier(counters), sums_4, norm)
@@ -42,10 +41,10 @@ def replay(
         counters.tokens += agreed.tokens
 
 
-def examine(batch: StepBatch, counts: TargetCounts, batches: StepBatches, stepper: Stepper) -> None:
+def examine(batch: StepBatch, counts: TargetCounts, stepper: Stepper) -> None:
     """Print for each micro-batch its sequences, losses and gradient, and where the first number is not finite."""
     rank = f"rank {stepper.group.rank}, " if stepper.group.world > 1 else ""
-    parts = zip(batch.micro_batches, batches.addresses(batch.step), strict=True)
+    parts = zip(batch.micro_batches, batch.addresses, strict=True)
     for number, (micro_batch, (epochs, indices)) in enumerate(parts):
         stepper.optimizer.zero_grad(set_to_none=True)
         with _watched(stepper.model) as seen:

@@ -22,6 +22,8 @@ class Counters:
     """Wall-clock time in the loop, over all stretches that were not lost."""
     bad_in_a_row: int = 0
     """Steps up to now that were skipped because something was not finite, without a good one in between."""
+    cursor: list[int] | None = None
+    """The place in the stream with --stream (``pretrain.streaming.Cursor``)."""
     window: list[list[float]] = field(default_factory=list)
     """Steps since the last record in metrics.jsonl (``StepWindow``), so that a resumed run writes the same next one."""
 
@@ -43,7 +45,7 @@ class Schedule:
             self.unit, self.total = "steps", config.steps or PAPER_STEPS
         self.last_step = int(self.total) if self.unit == "steps" else 2**31
         steps = {"steps": self.total, "tokens": self.total / tokens_per_step, "min": float("inf")}[self.unit]
-        if 1 <= steps <= self.warmup:
+        if self.warmup >= 1 and steps <= self.warmup:
             raise UserError(
                 f"--warmup {self.warmup:,.0f} steps would take the whole run of {steps:,.0f} steps: give fewer, "
                 "or a share of the run such as --warmup 0.06"

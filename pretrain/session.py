@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from pretrain.batches import DataOrder
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
@@ -18,14 +17,13 @@ from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
 from spanbert.backend import resolve_backend
 from spanbert.checkpoint import build_model, load_model, write_model
-from spanbert.checkpoint_store import CheckpointStore, load_training_state, save_training_state
+from spanbert.checkpoint_store import CheckpointStore, is_sharded, load_training_state, save_training_state
 from spanbert.config import EncoderConfig, read_json, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, remove_leftovers
+from spanbert.files import atomic_folder
 from spanbert.group import Group, restarted
 from spanbert.models import SpanBertForPretraining
 from spanbert.runs import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
-from spanbert.sharded_state import whole_weights
 from spanbert.tokenizer import Tokenizer
 
 
@@ -52,13 +50,13 @@ class TrainingSession:
         else:
             check_same_config(config.output, config, MAY_DIFFER_ON_RESUME)
             if group.leads:
-                remove_leftovers(self.store.folder)
                 self.checkpoint = self.store.newest_whole(before=config.replay)
             self.checkpoint = group.tell(self.checkpoint)
             if self.checkpoint is None:
                 group.say(
                     f"{config.output} has no {'earlier ' if config.replay else ''}checkpoint: starting from the beginning"
                 )
+        group.wait()  # nobody makes the folder before all have looked
 
     def build_model(self, tokenizer: Tokenizer, block_length: int) -> SpanBertForPretraining:
         """The run's own model, or a new one of ``config.size``, or that at ``config.init_from`` (what it lacks is named).
@@ -130,7 +128,7 @@ class TrainingSession:
             self.run.log(step, split, **values)
 
     def report_window(
-        self, counters: Counters, window: StepWindow, order: DataOrder, **extra: float
+        self, counters: Counters, window: StepWindow, order: DataOrder | None, **extra: float
     ) -> dict[str, float]:
         """Log the steps since the last report → their means. Steps that were skipped are logged with their address.
 
@@ -146,14 +144,7 @@ class TrainingSession:
                 continue
             found = not_finite[step]
             what = "gradient" if found.losses_finite else "loss"
-            epochs, indices = order.addresses(step - 1)
-            self.log(
-                step,
-                "skipped",
-                reason=f"{what} not finite",
-                epochs=sorted(set(epochs.tolist())),
-                blocks=indices.tolist(),
-            )
+            self.log(step, "skipped", reason=f"{what} not finite", **(order.locate(step - 1) if order else {}))
             self.group.say(
                 f"step {step}: {what} not finite, skipped; look at it with the same command and --replay {step}"
             )
@@ -239,8 +230,10 @@ class TrainingSession:
 
     def _whole_model(self) -> nn.Module:
         """The model in one piece; of a sharded one a copy on the leader's host."""
-        if not isinstance(self.model, FSDPModule):
+        if not is_sharded(self.model):
             return self.model
+        from spanbert.sharded_state import whole_weights
+
         weights = whole_weights(self.model)
         if not self.group.leads:
             return self.model

@@ -69,7 +69,9 @@ class Stepper:
         """Add micro-batch ``number``'s part to the gradients → its loss sums (4,)."""
         key = dropout_key(self.config.seed, step, number * self.group.world + self.group.rank)
         torch.manual_seed(key)
-        self.model.encoder.dropout_seed = key
+        as_tensor = self.config.compile or self.group.device.type == "cuda"  # made there, nothing is copied
+        device = self.group.device
+        self.model.encoder.dropout_seed = torch.full((), key, dtype=torch.int64, device=device) if as_tensor else key
         with autocast(self.group.device, self.precision):
             micro_batch = micro_batch.to(self.group.device)
             loss, sums_4 = micro_batch_loss(self.parallel, micro_batch, counts, self.config.sbo)

@@ -9,12 +9,14 @@ equally long sequences to PyTorch's fused kernels; ``triton`` is the variable-le
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spanbert.backend import load_kernels
+from spanbert.dropout import draws_bytes, drop, generator_of, keep_scale_of
 
 #: Score matrices of about this many elements at a time stay in the cache on a CPU: measured, docs/decisions.md.
 SCORES_AT_A_TIME = 1 << 20
@@ -38,7 +40,8 @@ def attention(
         max_seqlen: at least the longest length.
         dropout_p: dropout on the attention probabilities; 0 outside training.
         backend: ``eager``, ``sdpa`` or ``triton``.
-        seed: key of the triton dropout mask; the other two draw from PyTorch's generator.
+        seed: key of the dropout mask of ``triton``, and of ``eager`` on a CPU (``spanbert.dropout``); otherwise PyTorch's
+            generator draws it.
 
     Returns:
         (T, heads, head_dim).
@@ -47,7 +50,22 @@ def attention(
         return load_kernels().attention_varlen(
             q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p=dropout_p, seed=seed
         )
-    body = {"eager": _eager, "sdpa": _sdpa}[backend]
+    return _by_length(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
+
+
+@torch.compiler.disable  # its loop over lengths would be compiled anew for every batch
+def _by_length(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    dropout_p: float,
+    backend: str,
+    seed: Tensor | int,
+) -> Tensor:
+    """Equally long sequences that are neighbours form a batch without padding."""
+    body = {"eager": partial(_eager, generator=_byte_generator(q_THD, dropout_p, seed)), "sdpa": _sdpa}[backend]
     groups = list(_equal_length_groups(cu_seqlens, max_seqlen, q_THD.shape[0], q_THD.shape[1]))
     rows = [count * length for count, length in groups]
     outputs = []
@@ -58,10 +76,20 @@ def attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _eager(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, dropout_p: float) -> Tensor:
+def _byte_generator(q_THD: Tensor, dropout_p: float, seed: Tensor | int) -> torch.Generator | None:
+    return generator_of(seed) if dropout_p > 0 and draws_bytes(q_THD) else None
+
+
+def _eager(
+    q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, dropout_p: float, generator: torch.Generator | None
+) -> Tensor:
     scores_BHLL = (q_BHLD * q_BHLD.shape[-1] ** -0.5) @ k_BHLD.transpose(-1, -2)
     # fp32 statistics whatever the dtype: large models have logits near −3000 (docs/decisions.md)
-    probs_BHLL = F.dropout(scores_BHLL.softmax(-1, dtype=torch.float32), dropout_p)
+    probs_BHLL = scores_BHLL.softmax(-1, dtype=torch.float32)
+    if generator is not None:  # the scale of what is kept goes to v, which is L times smaller
+        probs_BHLL, v_BHLD = drop(probs_BHLL, dropout_p, generator), v_BHLD * keep_scale_of(dropout_p)
+    elif dropout_p > 0:
+        probs_BHLL = F.dropout(probs_BHLL, dropout_p)
     return probs_BHLL.to(v_BHLD.dtype) @ v_BHLD
 
 

@@ -19,16 +19,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, remove_folder, remove_leftovers, write_atomic
 from spanbert.group import Group, alone
-from spanbert.sharded_state import FOLDER as SHARDS
-from spanbert.sharded_state import cut_like, load_shards, save_shards
 
-MANIFEST = "manifest.json"
+MANIFEST, SHARDS = "manifest.json", "sharded"
 STATE_TENSORS, STATE_COUNTERS = "training_state.safetensors", "training_state.json"
 
 
@@ -146,6 +143,11 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has cut the model's parameters (``spanbert.parallel``)."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
 def save_training_state(
     folder: Path,
     model: nn.Module,
@@ -157,8 +159,10 @@ def save_training_state(
 
     Of a sharded model every rank writes its slices; otherwise the leader writes all.
     """
-    if isinstance(model, FSDPModule):
-        save_shards(folder, model, optimizer)
+    if is_sharded(model):
+        from spanbert.sharded_state import save_shards  # takes a second to import, and few runs are sharded
+
+        save_shards(folder / SHARDS, model, optimizer)
     elif group is None or group.leads:
         names = {parameter: name for name, parameter in model.named_parameters()}
         tensors = {
@@ -178,13 +182,19 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     """
     parameters = dict(model.named_parameters())
     if (folder / SHARDS).is_dir():
-        load_shards(folder, model, optimizer)
+        from spanbert.sharded_state import load_shards
+
+        load_shards(folder / SHARDS, model, optimizer)
         return read_json(folder / STATE_COUNTERS)
     for full_name, tensor in load_file(folder / STATE_TENSORS).items():
         name, key = full_name.rsplit("|", 1)
         if name not in parameters:
             raise UserError(f"{folder / STATE_TENSORS}: has state for {name!r}, which this model does not have")
         parameter = parameters[name]
-        state = tensor.to(parameter.device) if key == "step" else cut_like(parameter.detach(), tensor)
+        state = tensor.to(parameter.device)
+        if is_sharded(model) and key != "step":
+            from spanbert.sharded_state import cut_like
+
+            state = cut_like(parameter.detach(), state)
         optimizer.state[parameter][key] = state
     return read_json(folder / STATE_COUNTERS)

@@ -10,12 +10,18 @@ no rows of NaN; a linear layer sees one 2-D matrix; only attention needs to know
 
 from __future__ import annotations
 
+import os
+import shutil
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbert.attention import attention
 from spanbert.backend import load_kernels
 from spanbert.config import EncoderConfig
+from spanbert.dropout import dropout
+from spanbert.errors import UserError
 from spanbert.packing import position_ids
 
 
@@ -28,11 +34,14 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout_p = config.hidden_dropout_prob
 
-    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None, seed: Tensor | int
+    ) -> Tensor:
         types = self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T)
-        return self.dropout(self.norm(self.word(input_ids_T) + self.position(position_ids_T) + types))
+        x_TH = self.norm(self.word(input_ids_T) + self.position(position_ids_T) + types)
+        return dropout(x_TH, self.dropout_p if self.training else 0.0, seed)
 
 
 class Joint(nn.Module):
@@ -57,7 +66,7 @@ class Joint(nn.Module):
                 eps=self.norm.eps,
                 seed=seed,
             )
-        return self.norm(residual_TH + F.dropout(self.linear(x), dropout_p))
+        return self.norm(residual_TH + dropout(self.linear(x), dropout_p, seed))
 
 
 class Layer(nn.Module):
@@ -85,7 +94,8 @@ class Encoder(nn.Module):
     """N layers over the embeddings.
 
     ``backend`` is one of ``eager``, ``sdpa``, ``triton`` and may be changed between calls. ``dropout_seed`` keys the
-    masks of the triton kernels (the other backends use PyTorch's generator); each layer takes its own stretch of it.
+    masks of the triton kernels and those drawn on a CPU: set another before every forward pass in training, or leave
+    it None, and PyTorch's generator chooses one. Each layer takes three numbers from it, the embeddings the next.
     """
 
     def __init__(self, config: EncoderConfig, backend: str = "eager"):
@@ -94,7 +104,23 @@ class Encoder(nn.Module):
         self.backend = backend
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.dropout_seed: Tensor | int = 0
+        self.dropout_seed: Tensor | int | None = None
+
+    def compile_layers(self) -> None:
+        """Compile each layer (torch.compile, once for all of them and for all lengths).
+
+        ``dropout_seed`` should then be a tensor: a new number would be a new program. With the triton back-end a layer
+        is one graph; with the others attention stays outside, and a layer is two. Raises UserError where there is no
+        compiler.
+        """
+        on_cpu = self.embeddings.word.weight.device.type == "cpu"
+        compiler = os.environ.get("CXX", "g++")
+        if on_cpu and shutil.which(compiler) is None:
+            raise UserError(
+                f"--compile needs the C++ compiler {compiler!r} on a CPU: install it, or leave --compile out"
+            )
+        for layer in self.layers:
+            layer.compile(dynamic=True)
 
     def forward(
         self,
@@ -107,9 +133,12 @@ class Encoder(nn.Module):
         """Packed token ids (T,) int64, cu_seqlens (B + 1,) int32 → hidden states (T, H)."""
         if position_ids_T is None:
             position_ids_T = position_ids(cu_seqlens, input_ids_T.shape[0])
-        x_TH = self.embeddings(input_ids_T, position_ids_T, token_type_ids_T)
+        seed = self.dropout_seed
+        if seed is None:
+            seed = int(torch.randint(2**62, ())) if self.training else 0
+        x_TH = self.embeddings(input_ids_T, position_ids_T, token_type_ids_T, seed + 3 * len(self.layers))
         for number, layer in enumerate(self.layers):
-            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, self.dropout_seed + 3 * number)
+            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, seed + 3 * number)
         return x_TH
 
 
@@ -130,7 +159,9 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def train_flops_per_token(config: EncoderConfig, length: int, targets_per_token: float = 0.15, sbo: bool = True) -> float:
+def train_flops_per_token(
+    config: EncoderConfig, length: int, targets_per_token: float = 0.15, sbo: bool = True
+) -> float:
     """Model FLOPs of one training step per token: 6 per weight that a token meets, plus attention's 12·L·H a layer.
 
     Only the work the model needs is counted (heads on their targets, no recomputation), so it serves as the numerator

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 
 def adamw(
@@ -43,7 +42,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     ``max_norm`` 0 only measures. Of sharded gradients the norm is that of the whole.
     """
     norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:

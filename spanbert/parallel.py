@@ -36,7 +36,8 @@ def parallelise(model: nn.Module, layers: nn.ModuleList, group: Group, kind: str
         return fully_shard(model, mesh=mesh)
     if group.world == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[group.device.index] if group.device.type == "cuda" else None)
+    ids = [group.device.index] if group.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager

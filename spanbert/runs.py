@@ -13,7 +13,7 @@ from spanbert.checkpoint_store import CheckpointStore
 from spanbert.config import read_json, save_json, to_dict
 from spanbert.curves import plot_curves
 from spanbert.errors import UserError
-from spanbert.files import report_full_disk, write_atomic
+from spanbert.files import remove_leftovers, report_full_disk, write_atomic
 from spanbert.trackers import open_trackers
 
 __all__ = ["RunFolder", "check_same_config", "find_model", "plot_curves", "read_metrics"]
@@ -52,6 +52,7 @@ class RunFolder:
         """
         check_same_config(path, config, may_differ)
         run = cls(path, config, step)
+        remove_leftovers(path)
         save_json(to_dict(config), path / "config.json")
         run._cut_metrics(step)
         return run

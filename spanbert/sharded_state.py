@@ -14,22 +14,20 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-FOLDER = "sharded"
-
 
 def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write this rank's slices below ``folder``/sharded. All ranks must call it."""
+    """Write this rank's slices below ``folder``. All ranks must call it."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {name: parameter.detach() for parameter, name in names.items()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"{names[parameter]}|{key}": torch.as_tensor(value) for key, value in state.items()}
-    (folder / FOLDER).mkdir(exist_ok=True)
-    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True))
+    folder.mkdir(exist_ok=True)
+    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read weights and moments, however they were cut, into a model that may be cut in another way, or not at all."""
-    reader = dcp.HuggingFaceStorageReader(str(folder / FOLDER))
+    reader = dcp.HuggingFaceStorageReader(str(folder))
     stored = set(reader.read_metadata().state_dict_metadata)
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {name: parameter.detach() for name, parameter in parameters.items()}
@@ -47,8 +45,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def cut_like(target: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor on ``target``'s device, cut as ``target`` is."""
-    whole = whole.to(target.device)
-    if isinstance(target, DTensor):
-        return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
-    return whole
+    """A whole tensor, which is on ``target``'s device, cut as ``target`` is."""
+    if not isinstance(target, DTensor):
+        return whole
+    return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)

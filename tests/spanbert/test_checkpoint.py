@@ -157,7 +157,7 @@ def test_dropout_can_be_changed_while_loading(tmp_path, make, tokenizer):
     model, _ = load_model(
         tmp_path, models.SpanBertForQuestionAnswering, config_overrides={"hidden_dropout_prob": 0.0}, backend="sdpa"
     )
-    assert model.config.hidden_dropout_prob == 0.0 and model.encoder.embeddings.dropout.p == 0.0
+    assert model.config.hidden_dropout_prob == 0.0 and model.encoder.embeddings.dropout_p == 0.0
     assert model.encoder.backend == "sdpa"
 
 

@@ -1,0 +1,182 @@
+"""Tokens per second of whole pretraining steps: ours, rung by rung, beside transformers.
+
+    python -m benchmarks.pretrain [--size mini] [--length 512] [--tokens 2048] [--rounds 7] [--json FILE]
+
+A step is everything: sequences from memory, masks, forward, backward, clipping, optimizer. All have the same model,
+length, batch and dropout. Each contender lives in a process of its own, with its own allocator, and they take turns in
+every round, because a machine's speed drifts: what counts are ratios within a round, and their median over rounds.
+A contender of ours whose loss is not transformers' for the same weights is not timed. transformers trains MLM only;
+ours are MLM too up to the last rungs, which add the span-boundary objective.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks.pretrain_contenders import Entry, Ours, Workload, entries
+from spanbert.device import choose_device, describe, matrix_rate, tune_allocator
+from spanbert.encoder import train_flops_per_token
+from spanbert.files import write_atomic
+
+#: Tokens of the paper's recipe: 2.4 M steps of 256 × 512 (§4.2).
+RECIPE_TOKENS = 2_400_000 * 256 * 512
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    size: Literal["mini", "small", "base", "large"] = "mini"
+    """Shape of the model."""
+    length: int = 512
+    """Tokens of a sequence."""
+    tokens: int = 2048
+    """Tokens of a step."""
+    vocabulary: int = 28_996
+    """Entries of the vocabulary."""
+    dropout: float = 0.1
+    """On hidden states and attention, on both sides."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    """Each contender takes part in each."""
+    rounds: int = 7
+    """Turns that each contender takes."""
+    steps: int = 3
+    """Steps of a turn."""
+    only: tuple[str, ...] = ()
+    """Contenders whose name contains one of these; none: all."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    threads: int | None = None
+    """Threads of each contender on a CPU; none: PyTorch's choice."""
+    json: Path | None = None
+    """Also write the measurements here."""
+
+
+def compete(pipe: Connection, entry: Entry, work: Workload, threads: int | None) -> None:
+    """A contender's process: says "ready" or what is wrong with it, then answers a number of steps with seconds."""
+    if entry.keeps_memory:
+        tune_allocator()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        contender = entry.make(work)
+        fault = contender.fault() if isinstance(contender, Ours) else None
+        losses = [contender.step(number).item() for number in range(3)]  # warm up, compile
+        if not all(0 < loss < 30 for loss in losses):
+            fault = f"losses {losses}"
+    except Exception as error:  # a missing compiler or too little memory is a result, not the end of the benchmark
+        fault = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    pipe.send(fault)
+    number = 3
+    while fault is None and (steps := pipe.recv()):
+        began = time.perf_counter()
+        for _ in range(steps):
+            loss = contender.step(number)
+            number += 1
+        loss.item()  # waits for a GPU
+        pipe.send(time.perf_counter() - began)
+
+
+def run(config: BenchmarkConfig) -> dict:
+    """Measure → a record of everything, seconds of every turn included."""
+    device = choose_device(config.device)
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    faults: dict[str, str] = {}
+    processes = []
+    for precision in config.precisions:
+        work = Workload(
+            config.size, config.length, config.tokens, config.vocabulary, config.dropout, str(device), precision
+        )
+        for name, entry in entries(device.type == "cuda").items():
+            if config.only and not any(part in name for part in config.only):
+                continue
+            ours, theirs = spawn.Pipe()
+            process = spawn.Process(target=compete, args=(theirs, entry, work, config.threads), daemon=True)
+            process.start()
+            fault = ours.recv()  # one after the other: compiling is not timed and must not disturb
+            label = f"{name}, {precision}"
+            print(f"{label}: {fault or 'ready'}", flush=True)
+            if fault:
+                faults[label] = fault
+                process.join()
+            else:
+                pipes[label] = ours
+                processes.append(process)
+    seconds: dict[str, list[float]] = {label: [] for label in pipes}
+    for turn in range(config.rounds):
+        labels = list(pipes)
+        for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
+            pipes[label].send(config.steps)
+            seconds[label].append(pipes[label].recv())
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(0)
+        process.join()
+    rate = {
+        p: matrix_rate(device, p, Workload(config.size, 1, 1, 1, 0, "cpu", p).shape.hidden_size)
+        for p in config.precisions
+    }
+    return {
+        "machine": describe(device),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "config": asdict(config) | {"json": None},
+        "matrix_flops": rate,
+        "faults": faults,
+        "seconds": seconds,
+    }
+
+
+def report(record: dict) -> str:
+    """The table: tokens/s, and the median over rounds of the ratio to transformers' default and to its best."""
+    config, seconds = record["config"], record["seconds"]
+    shape = Workload(config["size"], 1, 1, config["vocabulary"], 0, "cpu", "fp32").shape
+    tokens = max(1, config["tokens"] // config["length"]) * config["length"] * config["steps"]
+    speed = {label: tokens / statistics.median(turns) for label, turns in seconds.items()}
+    theirs = {label: s for label, s in speed.items() if label.startswith("transformers")}
+    base = "transformers eager, fp32" if "transformers eager, fp32" in theirs else None
+    best = max(theirs, key=theirs.__getitem__) if theirs else None
+
+    def ratio(label: str, to: str | None) -> str:
+        if to is None:
+            return ""
+        return f"{statistics.median(b / a for a, b in zip(seconds[label], seconds[to], strict=True)):.2f}"
+
+    lines = [
+        f"{config['size']}, {config['length']} tokens, {config['tokens']} a step, dropout {config['dropout']}, {record['machine']}, {record['date']}",
+        "",
+        "| contender | tokens/s | × transformers eager fp32 | × transformers' best | MFU |",
+        "|---|---|---|---|---|",
+    ]
+    for label, value in speed.items():
+        flops = train_flops_per_token(shape, config["length"], 0.15, sbo="SBO" in label)
+        utilisation = value * flops / record["matrix_flops"][label.rsplit(", ", 1)[1]]
+        lines.append(f"| {label} | {value:,.0f} | {ratio(label, base)} | {ratio(label, best)} | {utilisation:.0%} |")
+    lines += [f"\nnot timed: {label}: {fault}" for label, fault in record["faults"].items()]
+    full = {label: value for label, value in speed.items() if "SBO" in label}
+    if full:
+        fastest = max(full, key=full.__getitem__)
+        days = RECIPE_TOKENS / full[fastest] / 86_400
+        lines.append(
+            f"\nThe paper's recipe, {RECIPE_TOKENS / 1e9:.0f} G tokens, would take this model on this machine {days:,.0f} days ({fastest})."
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    config = tyro.cli(BenchmarkConfig, description=__doc__)
+    record = run(config)
+    print("\n" + report(record))
+    if config.json is not None:
+        write_atomic(config.json, json.dumps(record, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()
