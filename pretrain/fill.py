@@ -2,8 +2,9 @@
 
 ``[SPAN:n]`` in a text stands for n masked pieces, ``[SPAN:a-b]`` for any number from a to b, ``[MASK]`` for one. Both
 heads predict every piece of a span at once, from the same forward pass: MLM from the piece's own output, SBO from the two
-visible tokens around the span and the piece's place in it (§3.2). ``both`` multiplies the two distributions, as the
-training objective does (§3.3), and normalises.
+visible tokens around the span and the piece's place in it (§3.2). ``both`` averages their log-probabilities and normalises:
+the order is that of the product, which is what the training objective adds up (§3.3), but the product itself counts
+twice what both heads know, such as which words are frequent (6.90 nats a piece against 9.15, on 287 held-out spans).
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
     """
     combinations = list(itertools.product(*(range(blank.shortest, blank.longest + 1) for blank in template.blanks)))
     if len(combinations) > MOST_COMBINATIONS:
-        raise UserError(f"the spans allow {len(combinations)} combinations of lengths, at most {MOST_COMBINATIONS} are tried")
+        raise UserError(
+            f"the spans allow {len(combinations)} combinations of lengths, at most {MOST_COMBINATIONS} are tried"
+        )
     longest = template.visible_pieces + max(sum(lengths) for lengths in combinations) + 2
     if longest > model.config.max_position_embeddings:
         raise UserError(
@@ -157,7 +160,7 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
     scored.sort(key=lambda item: -item[0].mean_log_probability)
     probs, ids = scored[0][1].exp().topk(min(top_k, scored[0][1].shape[1]))
     positions = [
-        [Piece(tokenizer.token(i), p) for p, i in zip(ps, row, strict=True)]
+        [Piece(tokenizer.token(i), p) for p, i in zip(ps, row, strict=True) if p > 0]
         for ps, row in zip(probs.tolist(), ids.tolist(), strict=True)
     ]
     return Filled([candidate for candidate, _ in scored[:top_k]], positions, template)
@@ -195,14 +198,13 @@ def span_log_probs(
         span_M = torch.arange(len(starts), device=device).repeat_interleave(counts)
         offset_M = torch.cat([torch.arange(int(n), device=device) for n in counts])
         first_S = torch.tensor(starts, device=device)
-        total_MV = torch.zeros((), device=device)
         if head in ("mlm", "both"):
             features_MH = model.mlm(hidden_TH[first_S[span_M] + offset_M])
             total_MV = vocabulary_logits(features_MH, embedding_VH, model.mlm.bias).float().log_softmax(-1)
         if head in ("sbo", "both"):
             features_MH = model.sbo(hidden_TH[first_S - 1], hidden_TH[first_S + counts], span_M, offset_M)
             sbo_MV = vocabulary_logits(features_MH, embedding_VH, model.sbo.bias).float().log_softmax(-1)
-            total_MV = (total_MV + sbo_MV).log_softmax(-1)
+            total_MV = sbo_MV if head == "sbo" else ((total_MV + sbo_MV) / 2).log_softmax(-1)
         forbidden_MV = torch.where((offset_M == 0)[:, None], continues_V, unreachable_V)
         results.append(total_MV.masked_fill(forbidden_MV, float("-inf")).cpu())
     return results
@@ -216,7 +218,8 @@ def best_fills(log_probs_MV: Tensor, lengths: tuple[int, ...], tokenizer: Tokeni
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     values, ids = log_probs_MV.topk(min(top_k, log_probs_MV.shape[1]))
     for row_values, row_ids in zip(values.tolist(), ids.tolist(), strict=True):
-        grown = [(s + v, (*chosen, i)) for s, chosen in beams for v, i in zip(row_values, row_ids, strict=True)]
+        possible = [(v, i) for v, i in zip(row_values, row_ids, strict=True) if v > float("-inf")]
+        grown = [(score + v, (*chosen, i)) for score, chosen in beams for v, i in possible]
         beams = sorted(grown, key=lambda beam: -beam[0])[:top_k]
     candidates = []
     for score, chosen in beams:
@@ -234,7 +237,9 @@ def render(result: Filled, head: Head, folder: Path, colour: bool) -> str:
     several = any(blank.shortest != blank.longest for blank in result.template.blanks)
     lines = [f"{folder}, {name}" + (", ranked by probability per piece" if several else "")]
     for rank, candidate in enumerate(result.candidates, 1):
-        probability = torch.tensor(candidate.mean_log_probability if several else candidate.log_probability).exp().item()
+        probability = (
+            torch.tensor(candidate.mean_log_probability if several else candidate.log_probability).exp().item()
+        )
         filled = result.template.render([f"{mark[0]}{text}{mark[1]}" for text in candidate.fills])
         lines.append(f"{rank:>3}. {percent(probability):>8}  {filled}")
     lines.append("pieces of each position" + (" for the best lengths:" if several else ":"))

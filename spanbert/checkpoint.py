@@ -239,7 +239,9 @@ def _check_shapes(group: Group, tensors: Mapping[str, Tensor], targets: Mapping[
     expected[group.dim] = sum(shape[group.dim] for shape in ours) // len(group.theirs)
     for name in group.theirs:
         if list(tensors[name].shape) != expected:
-            raise UserError(f"{file}: {name} has shape {list(tensors[name].shape)}, but its configuration says {expected}")
+            raise UserError(
+                f"{file}: {name} has shape {list(tensors[name].shape)}, but its configuration says {expected}"
+            )
 
 
 def encoder_config(raw: Mapping[str, Any], source: str, tensors: Mapping[str, Tensor]) -> EncoderConfig:
@@ -253,7 +255,9 @@ def encoder_config(raw: Mapping[str, Any], source: str, tensors: Mapping[str, Te
     if raw.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"{source}: hidden_act {raw['hidden_act']!r} is not BERT's 'gelu'; the weights would misbehave")
     if raw.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{source}: position_embedding_type {raw['position_embedding_type']!r}; only 'absolute' exists here")
+        raise UserError(
+            f"{source}: position_embedding_type {raw['position_embedding_type']!r}; only 'absolute' exists here"
+        )
     fields = {field.name for field in dataclasses.fields(EncoderConfig)}
     values = {key: value for key, value in raw.items() if key in fields and value is not None}
     table = tensors.get("cls.pair_target_predictions.position_embeddings.weight")

@@ -163,7 +163,9 @@ def _find_tokenizer(config: ImportConfig, folder: Path) -> Tokenizer:
     if config.vocab is not None:
         return Tokenizer.load(config.vocab, lowercase=config.lowercase)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise UserError(f"{folder} has no vocabulary (tokenizer.json or vocab.txt): give the model's own with --vocab FILE")
+        raise UserError(
+            f"{folder} has no vocabulary (tokenizer.json or vocab.txt): give the model's own with --vocab FILE"
+        )
     return Tokenizer.load(folder, lowercase=config.lowercase)
 
 
@@ -177,7 +179,9 @@ def _untied(stored: Mapping[str, Tensor]) -> list[str]:
 def _refuse_broken_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{source}: {name} holds NaN or infinite numbers; the file is damaged or its training diverged")
+            raise UserError(
+                f"{source}: {name} holds NaN or infinite numbers; the file is damaged or its training diverged"
+            )
 
 
 def _new_config(

@@ -103,5 +103,7 @@ def _flat_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             break
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        raise UserError(f"{path} holds no tensors by name: expected a state dict, flat or under one of {', '.join(NESTS)}")
+        raise UserError(
+            f"{path} holds no tensors by name: expected a state dict, flat or under one of {', '.join(NESTS)}"
+        )
     return tensors

@@ -55,7 +55,9 @@ def test_views_of_a_fused_projection_give_what_copies_give(backend):
     views = qkv(sum(lengths))
     assert not views[0].is_contiguous()
     copies = [x.contiguous() for x in views]
-    assert torch.equal(attention(*views, cu_seqlens, 7, backend=backend), attention(*copies, cu_seqlens, 7, backend=backend))
+    assert torch.equal(
+        attention(*views, cu_seqlens, 7, backend=backend), attention(*copies, cu_seqlens, 7, backend=backend)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -60,7 +60,9 @@ def test_task_models_equal_transformers(shape_of, batch_of, reference_of, copy_w
 
 
 @pytest.mark.parametrize("seed", range(0, 20, 4))
-def test_mlm_loss_is_transformers_over_the_targets_only(shape_of, batch_of, reference_of, copy_weights, gradient_gap, seed):
+def test_mlm_loss_is_transformers_over_the_targets_only(
+    shape_of, batch_of, reference_of, copy_weights, gradient_gap, seed
+):
     """Our loss sees M gathered positions, theirs all of them with labels −100: sum ÷ M is their mean, gradients too."""
     config = shape_of(seed)
     batch = batch_of(config, seed)
