@@ -115,6 +115,13 @@ class QuestionAnswerer:
 
         Raises UserError when the context or a question holds no text, or a question is longer than the model reads.
         """
+        for text in (context, *questions):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"not valid text: character {error.start} of {text[:40]!r} is half a character."
+                ) from None
         items = tuple(Question(str(i), text, ("",), ()) for i, text in enumerate(questions))
         question_set = build_question_set(
             [Paragraph("the text", 0, context, items)],

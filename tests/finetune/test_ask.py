@@ -14,6 +14,7 @@ from finetune.qa_answerer import SETTINGS_KEY, Answer, QASettings, QuestionAnswe
 from finetune.qa_decode import Candidate, Decoded
 from finetune.qa_predict import Machine
 from spanbert.checkpoint import save_model
+from spanbert.cli import main
 from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.models import SpanBertForQuestionAnswering
@@ -194,6 +195,7 @@ def test_the_context_from_standard_input(
         ("MODEL", ("Who?",), "blank.txt", "no text to answer from"),
         ("MODEL", ("Who?",), "latin1.txt", "not UTF-8"),
         ("MODEL", ("\u200b",), "context.txt", "question holds no text"),
+        ("MODEL", ("who \udcff",), "context.txt", "not valid text: character 4"),
         ("MODEL", ("who " * 200,), "context.txt", "longer than the 24 pieces"),
         ("MODEL", (), "context.txt", "no question"),
         ("runs/absent", ("Who?",), "context.txt", "runs/absent: no such model folder"),
@@ -218,3 +220,17 @@ def test_mistakes_are_one_sentence(
     )
     with pytest.raises(UserError, match=message):
         run_ask(config)
+
+
+def test_the_command_line_reaches_all_three_commands(folder: Path, data: Path, capsys: pytest.CaptureFixture) -> None:
+    run = folder.parent / "run"
+    training = f"--init {folder} --train {data}/qa_v1.json --output {run} --epochs 1 --window 64 --stride 16"
+    assert main(f"finetune qa {training} --max-question 24 --device cpu".split()) == 0
+    assert main(f"evaluate qa {run} {data}/qa_v1.json --device cpu --limit 2".split()) == 0
+    assert "EM" in capsys.readouterr().out
+    context = str(folder.parent / "context.txt")
+    for order in ([str(run), "--context", context, "Who was it?"], [str(run), "Who was it?", "--context", context]):
+        assert main(["ask", *order, "--device", "cpu"]) == 0
+        assert capsys.readouterr().out.startswith("Who was it?\n")
+    assert main(["ask", "no/model", "Who?", "--context", context]) == 2
+    assert capsys.readouterr().err == "error: no/model: no such model folder.\n"

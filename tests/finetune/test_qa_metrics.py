@@ -40,6 +40,8 @@ def test_exact_match_ignores_case_articles_and_punctuation() -> None:
 def test_f1_counts_words_with_multiplicity(version_2: bool) -> None:
     # predicted: new new york; gold: new york city. Shared: new (once), york. P = 2/3, R = 2/3.
     assert token_f1("new new york", "the New York City", version_2=version_2) == pytest.approx(2 / 3)
+    # predicted: new new york; gold: new new city. Shared: new (twice). P = 2/3, R = 2/3.
+    assert token_f1("new new york", "New New City", version_2=version_2) == pytest.approx(2 / 3)
     # predicted: cat sat; gold: cat sat on mat. P = 1, R = 1/2.
     assert token_f1("The cat sat", "a cat sat on the mat", version_2=version_2) == pytest.approx(2 / 3)
     assert token_f1("dog", "cat", version_2=version_2) == 0.0

@@ -20,6 +20,7 @@ from finetune.qa_predict import to_device
 from finetune.qa_train import dropout_key, epoch_order, run_finetune_qa, step_windows
 from finetune.qa_windows import QuestionSet
 from spanbert.checkpoint import save_model
+from spanbert.config import SIZES
 from spanbert.errors import UserError
 from spanbert.models import SpanBertForQuestionAnswering
 from spanbert.runs import read_metrics
@@ -233,9 +234,7 @@ def test_the_learning_rate_rises_over_the_warmup_and_falls_to_almost_nothing(opt
 def test_random_start_takes_a_tokenizer_and_a_size(
     options: Start, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        qa_train.start_model.__globals__["EncoderConfig"].preset.__func__.__globals__["SIZES"], "mini", (1, 32, 2, 64)
-    )
+    monkeypatch.setitem(SIZES, "mini", (1, 32, 2, 64))
     config = options(init="random", tokenizer=tokenizer_folder, epochs=1)
     run_finetune_qa(config)
     assert json.loads((config.output / "model" / "config.json").read_text())["num_hidden_layers"] == 1
