@@ -64,8 +64,13 @@ def tiny_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(corpus: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
-    """Options of a run of a few quick steps, any of them replaced."""
+def config(
+    corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PretrainConfig]:
+    """Options of a run of a few quick steps, any of them replaced; without what is slow and beside the point."""
+    monkeypatch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr("spanbert.runs.open_trackers", lambda *_, **__: [])
+    monkeypatch.setattr("pretrain.session.plot_curves", lambda *_: False)
 
     def make(**changes: object) -> PretrainConfig:
         options: dict[str, object] = {
