@@ -206,7 +206,8 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], file: str, raw_c
             for name, part in to_ours(group, tensors, widths).items():
                 targets[name].copy_(part)
             loaded += group.theirs
-    missing = [name for name in initialised if name.startswith(("bert.embeddings.", "bert.encoder."))]
+    encoder = ("bert.embeddings.", "bert.encoder.")
+    missing = [name for name in initialised if name not in tensors and name.startswith(encoder)]
     if missing:
         raise UserError(f"{file} lacks {len(missing)} of the encoder's tensors, {missing[0]!r} first: is it a BERT?")
     unused = set(tensors) - set(loaded)

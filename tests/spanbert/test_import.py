@@ -234,6 +234,7 @@ WORDS = "bert.embeddings.word_embeddings.weight"
     ("change", "words"),
     [
         (without("bert.encoder.layer.1.output"), ["lacks 4 of the encoder's tensors", "layer.1.output.dense.weight"]),
+        (without("bert.encoder.layer.0.attention.self.key.bias"), ["lacks 1 of", "layer.0.attention.self.key.bias"]),
         (without("bert."), ["lacks", "is it a BERT?"]),
         (with_(WORDS, lambda t: t[:30]), ["[30, 128]", "[40, 128]"]),
         (with_(WORDS, lambda t: t * float("nan")), [WORDS, "NaN"]),
