@@ -1,0 +1,84 @@
+"""A file or folder is whole or absent, also when the writer fails, dies, or the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from safetensors import SafetensorError
+
+import spanbert.files
+from spanbert.errors import UserError
+from spanbert.files import atomic_folder, is_full_disk, remove_folder, remove_leftovers, write_atomic
+
+
+def names(folder) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_write_replaces_in_one_go(tmp_path):
+    write_atomic(tmp_path / "deep" / "a.txt", "old")
+    write_atomic(tmp_path / "deep" / "a.txt", b"new")
+    assert (tmp_path / "deep" / "a.txt").read_text() == "new" and names(tmp_path / "deep") == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "a", "old")
+    monkeypatch.setattr(spanbert.files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(UserError, match=r"the disk is full while writing .*/a: what was there before still stands"):
+        write_atomic(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_another_error_is_not_called_a_full_disk(tmp_path):
+    with pytest.raises(PermissionError), atomic_folder(tmp_path / "f"):
+        raise PermissionError(errno.EACCES, "no")
+    assert names(tmp_path) == []
+
+
+def test_full_disks_are_recognised():
+    assert is_full_disk(OSError(errno.EDQUOT, "quota"))
+    assert is_full_disk(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_full_disk(SafetensorError("Error while deserializing header")) and not is_full_disk(OSError("?"))
+
+
+def test_a_folder_is_published_at_the_end_and_replaces_the_old_one(tmp_path):
+    for content in ("one", "two"):
+        with atomic_folder(tmp_path / "f") as aside:
+            assert not names(aside)
+            (aside / "sub").mkdir()
+            (aside / "sub" / "x").write_text(content)
+            before = (tmp_path / "f" / "sub" / "x").read_text() if content == "two" else None
+            assert before == ("one" if content == "two" else None)
+        assert (tmp_path / "f" / "sub" / "x").read_text() == content
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "f") as aside:
+        (aside / "y").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["f"] and names(tmp_path / "f") == ["sub"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    """Killed while writing aside, and between the two renames of a replacement: then the old folder comes back."""
+    (tmp_path / ".step-1.77.partial").mkdir()
+    (tmp_path / ".file.77.partial").write_text("half")
+    (tmp_path / ".step-2.77.old").mkdir()
+    (tmp_path / ".step-2.77.old" / "x").write_text("whole")
+    (tmp_path / ".step-3.77.old").mkdir()
+    (tmp_path / "step-3").mkdir()
+    (tmp_path / ".hidden").write_text("somebody else's")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "step-2", "step-3"] and (tmp_path / "step-2" / "x").read_text() == "whole"
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_a_removed_folder_loses_its_name_first(tmp_path, monkeypatch):
+    """A kill in the middle of deleting must not leave something that looks like a checkpoint."""
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "x").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(spanbert.files.shutil, "rmtree", lambda *_, **__: None)
+        remove_folder(tmp_path / "step-1")
+    assert names(tmp_path) == [f".step-1.{os.getpid()}.partial"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
