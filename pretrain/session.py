@@ -16,7 +16,7 @@ from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
 from spanbert.backend import resolve_backend
-from spanbert.checkpoint import build_model, load_model, write_model
+from spanbert.checkpoint import UNTRAINED, build_model, load_model, write_model
 from spanbert.checkpoint_store import CheckpointStore, is_sharded, load_training_state, save_training_state
 from spanbert.config import EncoderConfig, read_json, save_json
 from spanbert.errors import UserError
@@ -180,12 +180,17 @@ class TrainingSession:
 
         def write(folder: Path) -> None:
             if self.group.leads:
-                write_model(folder, whole, self.tokenizer)
+                write_model(folder, whole, self.tokenizer, self._untrained)
             save_training_state(folder, self.model, self.optimizer, dataclasses.asdict(counters), self.group)
 
         score = self.score if self.scored_step == counters.step else None
         self.store.save(counters.step, write, score)
         self.saved_step = counters.step
+
+    @property
+    def _untrained(self) -> dict[str, list[str]]:
+        """For config.json: a head that this run never trained is not to be taken for a trained one."""
+        return {} if self.config.sbo else {UNTRAINED: ["sbo"]}
 
     def finish(self, counters: Counters, complete: bool, baseline: dict[str, float]) -> None:
         """Curves, and, when the run is complete, the model folder; says what to do next."""
@@ -208,7 +213,7 @@ class TrainingSession:
             return
         final = self.config.output / "model"
         with atomic_folder(final) as aside:
-            write_model(aside, whole, self.tokenizer)
+            write_model(aside, whole, self.tokenizer, self._untrained)
         print(
             f"wrote {final} ({counters.step:,} steps, {counters.tokens:,} tokens, {counters.seconds / 60:.1f} minutes)"
             f"{drawn}\nnext: spanbert fill {final} 'a text with a [SPAN:2] in it'   or   "
