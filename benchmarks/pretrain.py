@@ -165,7 +165,7 @@ def report(record: dict) -> str:
         fastest = max(full, key=full.__getitem__)
         days = RECIPE_TOKENS / full[fastest] / 86_400
         lines.append(
-            f"\nThe paper's recipe, {RECIPE_TOKENS / 1e9:.0f} G tokens, would take this model on this machine {days:,.0f} days ({fastest})."
+            f"\nThe paper's recipe, {RECIPE_TOKENS / 1e9:.1f} G tokens, would take this model on this machine {days:,.0f} days ({fastest})."
         )
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import torch
 
 from spanbert.attention import attention
 from spanbert.config import EncoderConfig
-from spanbert.dropout import dropout, dropout_key, generator_of, keep_mask, keep_scale_of, threshold_of
+from spanbert.dropout import draw_bytes, dropout, dropout_key, generator_of, keep_scale_of, kept, threshold_of
 from spanbert.encoder import Encoder
 from spanbert.packing import cumulative
 
@@ -17,7 +17,8 @@ from spanbert.packing import cumulative
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.003])
 def test_share_and_expectation(p):
     count = 1_000_003  # not a multiple of eight
-    keep = keep_mask(torch.Size([count]), p, generator_of(1))
+    keep = kept(draw_bytes(torch.Size([count]), generator_of(1)), p)
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
     share = 1 - threshold_of(p) / 256
     assert abs(keep.sum().item() - count * share) < 5 * math.sqrt(count * share * (1 - share))
     assert abs(share - (1 - p)) <= 1 / 512 or threshold_of(p) == 1
@@ -29,7 +30,7 @@ def test_share_and_expectation(p):
 
 
 def test_neighbours_are_independent():
-    keep = keep_mask(torch.Size([400_000]), 0.25, generator_of(2)).float() - 0.75
+    keep = kept(draw_bytes(torch.Size([400_000]), generator_of(2)), 0.25) - 0.75
     for lag in (1, 2, 7, 8, 9, 64):
         correlation = (keep[lag:] * keep[:-lag]).mean().item() / (0.75 * 0.25)
         assert abs(correlation) < 5 / math.sqrt(400_000)
@@ -53,8 +54,7 @@ def test_gradient_passes_where_the_value_did():
     x = torch.randn(40, 50, dtype=torch.float64, requires_grad=True)
     y = dropout(x, 0.4, 3)
     y.backward(g := torch.randn_like(y))
-    kept = y != 0
-    assert torch.equal(x.grad, torch.where(kept, g * keep_scale_of(0.4), 0.0))
+    assert torch.equal(x.grad, torch.where(y != 0, g * keep_scale_of(0.4), 0.0))
     assert torch.autograd.gradcheck(
         lambda x: dropout(x, 0.4, 3), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     )
@@ -67,9 +67,9 @@ def test_attention_drops_probabilities():
     v = torch.eye(length)[:, None]
     cu_seqlens = cumulative(torch.tensor([length]))
     plain, dropped = (attention(q, k, v, cu_seqlens, length, p, seed=5)[:, 0] for p in (0.0, 0.2))
-    kept = dropped != 0
-    assert abs(kept.float().mean().item() - (1 - threshold_of(0.2) / 256)) < 0.03
-    torch.testing.assert_close(dropped[kept], plain[kept] * keep_scale_of(0.2))
+    stays = dropped != 0
+    assert abs(stays.float().mean().item() - (1 - threshold_of(0.2) / 256)) < 0.03
+    torch.testing.assert_close(dropped[stays], plain[stays] * keep_scale_of(0.2))
     again = attention(q, k, v, cu_seqlens, length, 0.2, seed=5)[:, 0]
     assert torch.equal(again, dropped) and not torch.equal(
         attention(q, k, v, cu_seqlens, length, 0.2, seed=6)[:, 0], again
@@ -91,3 +91,10 @@ def test_a_model_without_a_seed_draws_a_fresh_one():
         encoder.eval()
         encoder.dropout_seed = None
         assert torch.equal(encoder(ids, cu_seqlens, 20), encoder(ids, cu_seqlens, 20))
+
+
+def test_half_precision_keeps_its_dtype():
+    x = torch.ones(4, 9, dtype=torch.bfloat16, requires_grad=True)
+    y = dropout(x, 0.5, 1)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == torch.bfloat16 and set(y.unique().tolist()) == {0.0, 2.0}

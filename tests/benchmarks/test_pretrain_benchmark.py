@@ -1,0 +1,50 @@
+"""The benchmark's contenders train the same thing, a wrong one is caught, and the table compares within rounds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.communication import expected_bytes
+from benchmarks.pretrain import report
+from benchmarks.pretrain_contenders import Ours, Workload, entries
+
+WORK = Workload("mini", 32, 64, 200, 0.0, "cpu", "fp32")
+
+
+@pytest.mark.parametrize("name", [n for n in entries(on_gpu=False) if "compiled" not in n])
+def test_contenders_take_steps(name, monkeypatch):
+    monkeypatch.setattr("benchmarks.pretrain_contenders._use_plain_dropout", lambda: None)
+    contender = entries(on_gpu=False)[name].make(WORK)
+    losses = [contender.step(0).item() for _ in range(4)]
+    assert 4 < losses[0] < 7, "about ln 200"
+    assert losses[-1] < losses[0] or not isinstance(contender, Ours), "the same batch again and again is learnt"
+    if isinstance(contender, Ours):
+        assert contender.fault() is None
+
+
+def test_a_contender_that_computes_something_else_is_caught(monkeypatch):
+    contender = Ours(WORK, heads="fused", sbo=True)
+    monkeypatch.setattr(
+        "spanbert.encoder.position_ids", lambda cu_seqlens, total: torch.zeros(total, dtype=torch.int64)
+    )
+    assert "expected" in contender.fault()
+
+
+def test_table_compares_within_rounds():
+    """Ours takes half of what theirs takes in each round, however the machine's speed drifts."""
+    record = {
+        "machine": "CPU", "date": "today", "faults": {"transformers sdpa, fp32": "broken"},
+        "config": {"size": "mini", "length": 32, "tokens": 64, "steps": 2, "vocabulary": 200, "dropout": 0.1},
+        "matrix_flops": {"fp32": 1e9},
+        "seconds": {"transformers eager, fp32": [1.0, 4.0, 2.0], "ours: + SBO, fp32": [0.5, 2.0, 1.0]},
+    }  # fmt: skip
+    table = report(record)
+    assert "| transformers eager, fp32 | 64 | 1.00 | 1.00 |" in table
+    assert "| ours: + SBO, fp32 | 128 | 2.00 | 2.00 |" in table
+    assert "not timed: transformers sdpa, fp32: broken" in table and "314.6 G tokens" in table
+
+
+def test_communication_formulas():
+    assert expected_bytes("ddp", 3, 100, 80) == 400
+    assert expected_bytes("fsdp", 1, 100, 80) == 0.5 * 4 * (160 + 20 + 100)
