@@ -42,12 +42,15 @@ def loopback_bytes() -> int:
     return int(line.split(":")[1].split()[8])
 
 
-def expected_bytes(kind: str, passes: int, parameters: int, in_layers: int, ranks: int = 2) -> float:
-    """What one rank sends in a step, by the formulas of docs/scaling.md."""
+def expected_bytes(
+    kind: str, passes: int, parameters: int, in_layers: int, ranks: int = 2, gloo: bool = False
+) -> float:
+    """What one rank sends in a step, by the formulas of docs/scaling.md. gloo makes a reduce-scatter of an all-reduce."""
     share = (ranks - 1) / ranks
     if kind == "ddp":
         return 2 * share * 4 * parameters
-    return share * 4 * (2 * passes * in_layers + passes * (parameters - in_layers) + parameters)
+    reduced = 2 * parameters if gloo else parameters
+    return share * 4 * (2 * passes * in_layers + passes * (parameters - in_layers) + reduced)
 
 
 def rank_main(rank: int, config: CommunicationConfig, kind: str, port: int) -> None:
@@ -80,7 +83,7 @@ def rank_main(rank: int, config: CommunicationConfig, kind: str, port: int) -> N
             step()
         group.wait()
         measured = (loopback_bytes() - before) / STEPS / group.world
-        expected = expected_bytes(kind, config.micro_batches, parameters, in_layers)
+        expected = expected_bytes(kind, config.micro_batches, parameters, in_layers, gloo=True)
         group.say(
             f"{kind}: {parameters:,} parameters, {config.micro_batches} passes: {measured / 1e6:.2f} MB a rank and step, "
             f"by the formula {expected / 1e6:.2f} MB, ratio {measured / expected:.3f}"

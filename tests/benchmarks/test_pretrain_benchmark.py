@@ -48,3 +48,4 @@ def test_table_compares_within_rounds():
 def test_communication_formulas():
     assert expected_bytes("ddp", 3, 100, 80) == 400
     assert expected_bytes("fsdp", 1, 100, 80) == 0.5 * 4 * (160 + 20 + 100)
+    assert expected_bytes("fsdp", 1, 100, 80, gloo=True) == 0.5 * 4 * (160 + 20 + 200)
