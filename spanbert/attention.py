@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,35 @@ def attention(
             q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p=dropout_p, seed=seed
         )
     return _by_length(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
+
+
+def attention_of_projection(
+    qkv_T3HD: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    dropout_p: float = 0.0,
+    backend: str = "eager",
+    seed: Tensor | int = 0,
+    plan: Any = None,
+) -> Tensor:
+    """``attention`` of one (T, 3, heads, head_dim) projection, as the encoder has it.
+
+    The triton kernels write its gradient as one tensor, and take the batch's ``attention_plan`` from outside, once for
+    all layers.
+    """
+    if backend == "triton":
+        kernels = load_kernels()
+        return kernels.attention_varlen_qkv(qkv_T3HD, cu_seqlens, max_seqlen, dropout_p, seed, plan=plan)
+    return attention(*qkv_T3HD.unbind(1), cu_seqlens, max_seqlen, dropout_p, backend, seed)
+
+
+def attention_plan(x_TH: Tensor, cu_seqlens: Tensor, head_dim: int, backend: str) -> Any:
+    """What the triton kernels want to know of a batch, for all its layers: who computes which tile. Else None."""
+    if backend != "triton":
+        return None
+    kind = x_TH.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_TH.dtype
+    return load_kernels().attention_plan(cu_seqlens, x_TH.shape[0], head_dim, dtype)
 
 
 @torch.compiler.disable  # its loop over lengths would be compiled anew for every batch

@@ -18,7 +18,11 @@ COMMANDS = {
     "prepare": ("pretrain.prepare", "run_prepare", "turn text into blocks of tokens"),
     "pretrain": ("pretrain.loop", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     "finetune qa": ("finetune.qa_train", "run_finetune_qa", "train an extractive question-answering model"),
-    "evaluate qa": ("finetune.qa_evaluate", "run_evaluate_qa", "score a question-answering model or a predictions file"),
+    "evaluate qa": (
+        "finetune.qa_evaluate",
+        "run_evaluate_qa",
+        "score a question-answering model or a predictions file",
+    ),
     "ask": ("finetune.ask", "run_ask", "answer questions over a text"),
     "fill": ("pretrain.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.show_masks", "run_masks", "show what span masking does to a text"),

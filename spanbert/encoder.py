@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert.attention import attention
+from spanbert.attention import attention_of_projection, attention_plan
 from spanbert.backend import load_kernels
 from spanbert.config import EncoderConfig
 from spanbert.dropout import dropout
@@ -81,13 +82,21 @@ class Layer(nn.Module):
         self.feed_forward_in = nn.Linear(config.hidden_size, config.intermediate_size)
         self.feed_forward_out = Joint(config.intermediate_size, config)
 
-    def forward(self, x_TH: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str, seed: Tensor | int) -> Tensor:
-        q_THD, k_THD, v_THD = self.qkv(x_TH).view(x_TH.shape[0], 3, self.heads, -1).unbind(1)
+    def forward(
+        self, x_TH: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str, seed: Tensor | int, plan: Any = None
+    ) -> Tensor:
+        qkv_T3HD = self.qkv(x_TH).view(x_TH.shape[0], 3, self.heads, -1)
         dropout_p = self.attention_dropout_p if self.training else 0.0
-        context_THD = attention(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
+        context_THD = attention_of_projection(qkv_T3HD, cu_seqlens, max_seqlen, dropout_p, backend, seed, plan)
         x_TH = self.attention_out(context_THD.flatten(1), x_TH, backend, seed + 1)
-        intermediate_TF = F.gelu(self.feed_forward_in(x_TH))  # the exact, erf GELU
-        return self.feed_forward_out(intermediate_TF, x_TH, backend, seed + 2)
+        return self.feed_forward_out(self._intermediate(x_TH, backend), x_TH, backend, seed + 2)
+
+    def _intermediate(self, x_TH: Tensor, backend: str) -> Tensor:
+        """GELU(x W1 + b1), the exact, erf GELU: (T, H) → (T, F)."""
+        linear = self.feed_forward_in
+        if backend == "triton":
+            return load_kernels().bias_gelu(F.linear(x_TH, linear.weight), linear.bias)
+        return F.gelu(linear(x_TH))
 
 
 class Encoder(nn.Module):
@@ -137,8 +146,9 @@ class Encoder(nn.Module):
         if seed is None:
             seed = int(torch.randint(2**62, ())) if self.training else 0
         x_TH = self.embeddings(input_ids_T, position_ids_T, token_type_ids_T, seed + 3 * len(self.layers))
+        plan = attention_plan(x_TH, cu_seqlens, self.config.head_dim, self.backend)
         for number, layer in enumerate(self.layers):
-            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, seed + 3 * number)
+            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, seed + 3 * number, plan)
         return x_TH
 
 

@@ -46,12 +46,14 @@ class SpanBertForPretraining(nn.Module):
         hidden_TH = self.encoder(input_ids_T, cu_seqlens, max_seqlen)
         embedding_VH = self.encoder.embeddings.word.weight
         features_MH = self.mlm(hidden_TH[targets.positions_M])
-        mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M)
+        mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M, self.encoder.backend)
         if not with_sbo:
             return mlm, None
         span_K, offset_K = targets.span_M[targets.sbo_K], targets.offset_M[targets.sbo_K]
         features_KH = self.sbo(hidden_TH[targets.left_S], hidden_TH[targets.right_S], span_K, offset_K)
-        return mlm, vocabulary_loss(features_KH, embedding_VH, self.sbo.bias, targets.ids_M[targets.sbo_K])
+        return mlm, vocabulary_loss(
+            features_KH, embedding_VH, self.sbo.bias, targets.ids_M[targets.sbo_K], self.encoder.backend
+        )
 
 
 class SpanBertForQuestionAnswering(nn.Module):

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spanbert.backend import load_kernels
+
 #: Rows of logits at a time. On a CPU wider blocks fall out of the cache; on a GPU they fill the machine.
 CHUNK_ROWS = {"cpu": 512, "cuda": 4096}
 
@@ -24,11 +26,15 @@ class VocabularyLoss(NamedTuple):
     correct: Tensor  # () int64, targets whose arg-max is right
 
 
-def vocabulary_loss(features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor) -> VocabularyLoss:
+def vocabulary_loss(
+    features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor, backend: str = "eager"
+) -> VocabularyLoss:
     """Sum over M targets of −log softmax(features · Eᵀ + bias)[target].
 
     Under autocast the products run in its dtype; the softmax is fp32 always. ``M = 0`` gives zero with zero gradients.
     """
+    if backend == "triton":
+        return VocabularyLoss(*load_kernels().linear_cross_entropy(features_MH, embedding_VH, bias_V, targets_M))
     loss_sum, correct = _LinearCrossEntropy.apply(features_MH, embedding_VH, bias_V, targets_M)
     return VocabularyLoss(loss_sum, correct)
 

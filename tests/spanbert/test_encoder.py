@@ -133,3 +133,33 @@ def test_flops_of_base_are_six_per_weight_and_token_plus_attention():
     assert bare == 6 * weights + 12 * 12 * 512 * 768
     with_sbo = train_flops_per_token(config, 512, 0.15) - bare
     assert with_sbo == pytest.approx(2 * (train_flops_per_token(config, 512, 0.15, sbo=False) - bare))
+
+
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_the_triton_backend_is_the_same_model(head_dim):
+    """Wired to every kernel: plan, packed attention, joints, GELU, vocabulary loss. On a CPU these run their laws."""
+    from spanbert.models import SpanBertForPretraining, Targets
+
+    torch.manual_seed(3)
+    config = EncoderConfig(
+        vocab_size=70,
+        hidden_size=2 * head_dim,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=96,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = SpanBertForPretraining(config).train()
+    ids_T, cu_seqlens = torch.randint(5, 70, (24,)), torch.tensor([0, 7, 8, 24], dtype=torch.int32)
+    one = torch.tensor([0, 1])
+    targets = Targets(torch.tensor([2, 11]), torch.tensor([8, 9]), one + 1, one + 12, one, one, one)
+    results = []
+    for backend in ("eager", "triton"):
+        model.encoder.backend = backend
+        model.zero_grad()
+        mlm, sbo = model(ids_T, cu_seqlens, 16, targets)
+        (mlm.loss_sum + 2 * sbo.loss_sum).backward()
+        results.append([mlm.loss_sum.detach(), sbo.loss_sum.detach(), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
