@@ -21,10 +21,10 @@ step "3. What span masking does to a text"
 run masks "The canal was opened in November 1869 after ten years of work, and ships no longer had to sail around Africa." \
   --tokenizer "$out/tokenizer"
 
-step "4. Pretraining from scratch for $minutes minutes: MLM and SBO fall below the unigram baseline"
-run pretrain "$out/blocks" --output "$out/pretrain" --size mini --minutes "$minutes" --batch-size 32 --micro-batch-size 32 \
+step "4. Pretraining from scratch for $minutes minutes, measured against the unigram baseline"
+run pretrain "$out/blocks" --output "$out/pretrain" --size mini --minutes "$minutes" --batch-size 8 --micro-batch-size 8 \
   --lr 1e-3 --warmup 0.1 --beta2 0.98 --weight-decay 0.01 --dropout 0 --attention-dropout 0 \
-  --eval-every 50 --eval-sequences 128 --save-every 100
+  --eval-every 100 --eval-sequences 74 --save-every 200
 
 step "5. Filling a span (a model this young knows frequent words and little else)"
 run fill "$out/pretrain/model" "The city lies on the [SPAN:2] of the river ." --top-k 3
