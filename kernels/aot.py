@@ -3,6 +3,7 @@
     python -m kernels.aot                                  # everything, from the cache where nothing has changed
     python -m kernels.aot --only dkdv --only sm_90         # rows whose label holds all of these
     python -m kernels.aot --json docs/kernels_aot.json     # also write the table
+    python -m kernels.aot --check docs/kernels_aot.json    # compile nothing: is that table faultless and of these sources?
 
 Exit status 1 if a kernel spills registers, asks for more shared memory than the device has, or computes a half-precision
 product on sm_90 without Hopper's matrix instructions (HGMMA). fp32 attention is exempt from the last: it is the exact
@@ -255,13 +256,36 @@ def faults(specimen: Specimen, code: MachineCode) -> list[str]:
     return found
 
 
+def check(path: Path) -> int:
+    """0 if the table at `path` has every specimen, made from the sources as they are, and no faults; says what not."""
+    rows = {row["label"]: row for row in json.loads(path.read_text())["rows"]}
+    wrong = []
+    for specimen in specimens():
+        row = rows.pop(specimen.label, None)
+        if row is None:
+            wrong.append(f"{specimen.label}: not in the table")
+        elif row["key"] != source_key(specimen):
+            wrong.append(f"{specimen.label}: compiled from other sources")
+        else:
+            code = MachineCode(**{name: row[name] for name in MachineCode.__dataclass_fields__})
+            wrong += [f"{specimen.label}: {fault}" for fault in faults(specimen, code)]
+    wrong += [f"{label}: cannot be selected any more" for label in rows]
+    print("\n".join(wrong[:20]) if wrong else f"{path}: every kernel that can be selected, none with faults")
+    if wrong:
+        print(f"{len(wrong)} rows are wrong: run `python -m kernels.aot --json {path}`")
+    return 1 if wrong else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", default=[], help="keep labels that hold this text; repeatable")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--check", type=Path, help="examine this table instead of compiling")
     arguments = parser.parse_args()
     if interpreted():
         sys.exit("error: TRITON_INTERPRET is set: unset it, the interpreter replaces the compiler")
+    if arguments.check:
+        return check(arguments.check)
     chosen = [s for s in specimens() if all(text in s.label for text in arguments.only)]
     print(
         f"{'kernel':58} {'warps':>5} {'stages':>6} {'regs':>5} {'spill':>5} {'shared':>7} {'HGMMA':>5} {'HMMA':>5} {'instr':>6}"

@@ -59,24 +59,25 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
                     yield capability, head_dim, dtype, attention_config(capability, head_dim, dtype, tile)
 
 
-#: (capability, head_dim, tile) → forward, dQ, dK/dV
+#: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU: the largest blocks that neither spill nor hold
+#: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.tune` times the neighbours.
 _HALF_PRECISION = {
     (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (80, 32, 128): (BlockConfig(64, 4, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (80, 64, 128): (BlockConfig(64, 4, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (80, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(32, 4, 2), BlockConfig(32, 4, 2)),
-    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 2), BlockConfig(32, 8, 2)),
+    (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
+    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(32, 4, 2)),
+    (80, 64, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
+    (80, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(32, 4, 2), BlockConfig(32, 8, 2)),
+    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 2), BlockConfig(16, 8, 2)),
     (90, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (90, 32, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
     (90, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (90, 64, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (90, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (90, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
+    (90, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(32, 8, 2)),
+    (90, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
 }
 #: fp32 is the exact path (IEEE multiply-adds, no matrix instructions): small blocks, the same on every GPU.
 _FULL_PRECISION = {
     32: (BlockConfig(32, 4, 1), BlockConfig(32, 4, 1), BlockConfig(32, 4, 1)),
-    64: (BlockConfig(32, 4, 1), BlockConfig(32, 4, 1), BlockConfig(32, 4, 1)),
-    128: (BlockConfig(32, 4, 1), BlockConfig(32, 4, 1), BlockConfig(32, 4, 1)),
+    64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
+    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 1), BlockConfig(32, 8, 1)),
 }

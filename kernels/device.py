@@ -35,8 +35,8 @@ def _capability(index: int | None) -> int:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors the device has; 4 in the interpreter, where a program costs milliseconds."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    """How many multiprocessors the device has; 1 in the interpreter, where a program costs milliseconds."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager:

@@ -61,10 +61,17 @@ def run_case(
 
 
 def is_right(case: SimpleNamespace, within_house_rule: Callable[..., bool]) -> bool:
-    """Output and each gradient within the house rule."""
-    return all(
-        within_house_rule(case.ours[:, i], case.plain[:, i], case.exact[:, i], 2.0 if i == 0 else 3.0) for i in range(4)
-    )
+    """Output and each gradient within the house rule. The scores of a sequence of one token do not matter: there dQ and
+    dK are zero, and ours may be a rounding error of what cancels."""
+    size = case.exact.norm()
+    for i in range(4):
+        ours, plain, exact = case.ours[:, i], case.plain[:, i], case.exact[:, i]
+        if exact.norm() < 1e-9 * size:
+            if not ours.double().norm() <= 4 * torch.finfo(ours.dtype).eps * size:
+                return False
+        elif not within_house_rule(ours, plain, exact, 2.0 if i == 0 else 3.0):
+            return False
+    return True
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])

@@ -56,5 +56,5 @@ def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poi
     for kernel in ("attention_forward_kernel", "attention_dq_kernel", "attention_dkdv_kernel"):
         if hasattr(broken, kernel):
             monkeypatch.setattr(attention_launch, kernel, getattr(broken, kernel))
-    case = checks.run_case([40, 9], torch.float32, triton_device, poisoned, dropout_p=dropout_p)
+    case = checks.run_case([70, 9], torch.float32, triton_device, poisoned, dropout_p=dropout_p)
     assert not checks.is_right(case, within_house_rule)
