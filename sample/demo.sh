@@ -36,7 +36,7 @@ run finetune qa --init "$out/pretrain/model" --train sample/squad-train.json.gz 
 step "7. The same score from the saved model, with official metrics and prediction files"
 run evaluate qa "$out/qa" sample/squad-dev.json.gz --output "$out/evaluation"
 
-step "8. Asking (sample/text.txt: put your own text there)"
+step "8. Asking about sample/text.txt, or your own text in its place (minutes of training: most answers will be wrong)"
 run ask "$out/qa" --context sample/text.txt \
   "When was the canal opened?" "Who founded the Suez Canal Company?" "Which ship blocked the canal in 2021?"
 
