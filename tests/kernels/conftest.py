@@ -1,42 +1,15 @@
-"""Kernel tests: on a machine without a GPU the kernels run in Triton's interpreter.
-
-The interpreter has to be chosen before triton is imported, so this file imports the kernels under TRITON_INTERPRET=1 when
-it is collected, and takes the variable away again: only tests that ask for the fixture `triton_device` see it, the others
-(here and elsewhere) run the ops' references.
-"""
+"""Kernel tests: on a machine without a GPU the kernels run in Triton's interpreter (chosen in tests/conftest.py)."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-KERNEL_MODULES = (
-    "attention_backward_kernel",
-    "attention_forward_kernel",
-    "attention_launch",
-    "attention_tiles_kernel",
-    "cross_entropy_kernel",
-    "dropout_kernel",
-    "gelu_kernel",
-    "layer_norm_kernel",
-    "layer_norm_launch",
-)
 HAS_GPU = torch.cuda.is_available()
 collect_ignore = [] if HAS_GPU else ["test_gpu_kernels.py"]
-TOO_LATE = not HAS_GPU and "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-if not HAS_GPU and not TOO_LATE:
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    for name in KERNEL_MODULES:
-        importlib.import_module(f"kernels.{name}")
-    if before is None:
-        del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture
@@ -45,7 +18,6 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     if HAS_GPU:
         yield torch.device("cuda")
         return
-    assert not TOO_LATE, "triton was imported before tests/kernels: run `pytest tests/kernels` by itself"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     yield torch.device("cpu")
 
