@@ -21,7 +21,7 @@ from spanbert.checkpoint_store import CheckpointStore, is_sharded, load_training
 from spanbert.config import EncoderConfig, read_json, save_json
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder
-from spanbert.group import Group, restarted
+from spanbert.group import Group, restarts
 from spanbert.models import SpanBertForPretraining
 from spanbert.runs import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
 from spanbert.tokenizer import Tokenizer
@@ -40,11 +40,11 @@ class TrainingSession:
         self.checkpoint: Path | None = None
         self.saved_step = self.scored_step = -1
         self.score: float | None = None
-        self.resumes = config.resume or restarted() or config.replay is not None
+        self.resumes = config.resume or restarts() > 0 or config.replay is not None
         if not self.resumes:
             refuse_existing_run(config.output)
         elif not (config.output / "config.json").exists():
-            if not restarted():
+            if restarts() == 0:
                 raise UserError(f"--resume: {config.output} holds no run; leave --resume out to start one")
             self.resumes = False  # the ranks died before they had begun
         else:

@@ -72,9 +72,9 @@ def alone(device: torch.device | str = "cpu") -> Group:
     return Group(0, 1, torch.device(device), distributed=False)
 
 
-def restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often ``torchrun --max-restarts`` has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextlib.contextmanager
@@ -97,7 +97,11 @@ def join_group(device_name: str = "auto", timeout_minutes: float = 30) -> Iterat
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=datetime.timedelta(minutes=timeout_minutes))
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+    # torchrun keeps one store over restarts: without a name of its own, an attempt may read where a dead rank listened
+    store = dist.PrefixStore(f"attempt-{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
         yield Group(rank, world, device, distributed=True)
     finally:

@@ -134,8 +134,16 @@ def test_torchrun_brings_back_a_killed_rank(config, tmp_path):
         "--log-every", "3", "--eval-every", "6", "--eval-sequences", "16", "--save-every", "4", "--device", "cpu",
         "--precision", "fp32", "--seed", "3", "--dropout", "0", "--attention-dropout", "0",
     ]  # fmt: skip
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
-                "--master-port", str(free_port())]  # fmt: skip
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
     done = subprocess.run(
         [*torchrun, str(tmp_path / "kill_once.py"), *arguments], capture_output=True, text=True, timeout=500,
         env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
