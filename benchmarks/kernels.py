@@ -22,6 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 
 from benchmarks import attention_providers, row_providers
 from benchmarks.registry import Case, Gate, Instance, Operation, Unavailable
@@ -212,6 +214,9 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but PyTorch sees no GPU: use --device cpu to test the suite itself")
 
+    # Timing the backward pass alone runs it many times over one graph, which Inductor's reuse of saved buffers forbids.
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.recompile_limit = 64  # each shape compiles anew; past the limit it would run eagerly, unsaid
     stopwatch = Stopwatch(device, arguments.seconds)
     flops, bandwidth = measured_ceilings(device, stopwatch)
     record = {"machine": describe_machine(device), "product_flops": flops, "copy_bandwidth": bandwidth, "rows": []}

@@ -76,7 +76,11 @@ def row_kernel_rows() -> list[tuple[str, Cost, float]]:
 def table() -> str:
     """Markdown, one line per kernel and shape."""
     lines = [
-        "**Predictions, not measurements**: no GPU was available when this page was written.",
+        "**Predictions, not measurements**: no GPU was available when this page was written. The floor divides the fewest "
+        f"FLOPs and bytes by {H100.flops / 1e12:.0f} TFLOP/s and {H100.bandwidth / 1e12:.1f} TB/s (measured ceilings of an H100). "
+        f"The prediction assumes {ATTENTION_SHARE:.0%} of the product rate on the FLOPs that our attention kernels execute, and "
+        f"{COPY_SHARE:.0%} of the copy rate elsewhere; for short sequences the first is optimistic, since a program is then "
+        "mostly its own start and end.",
         "",
         "| kernel (bf16) | GFLOP | MB | floor, µs | predicted, µs | predicted rate |",
         "|---|---|---|---|---|---|",
