@@ -94,7 +94,10 @@ def test_training_skips_counts_and_names_every_malformed_record(data: Path, toke
 
 MALFORMED = {
     "offset": ({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 10}]}, "not at its offset"),
-    "negative offset": ({"id": "q", "question": "Why?", "answers": [{"text": "blu", "answer_start": -5}]}, "its offset"),
+    "negative offset": (
+        {"id": "q", "question": "Why?", "answers": [{"text": "blu", "answer_start": -5}]},
+        "its offset",
+    ),
     "past the end": ({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 99}]}, "its offset"),
     "no text": ({"id": "q", "question": "Why?", "answers": [{"answer_start": 0}]}, '"text"'),
     "true as offset": ({"id": "q", "question": "Why?", "answers": [{"text": "h", "answer_start": True}]}, "wrong type"),
