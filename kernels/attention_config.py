@@ -77,7 +77,7 @@ _HALF_PRECISION = {
 }
 #: fp32 is the exact path (IEEE multiply-adds, no matrix instructions): small blocks, the same on every GPU.
 _FULL_PRECISION = {
-    32: (BlockConfig(32, 4, 1), BlockConfig(32, 4, 1), BlockConfig(32, 4, 1)),
+    32: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 4, 1)),
     64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
     128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 1), BlockConfig(32, 8, 1)),
 }

@@ -87,3 +87,17 @@ def keep_columns(seed_ptr, stream, row, first_word, threshold, COLUMNS: tl.const
     tested = tl.full((2,), 1, tl.uint32) << (8 * tl.arange(0, 2)).to(tl.uint32)
     bits = shifted[:, :, None, :, :] & tested[None, None, :, None, None]
     return tl.reshape(bits, (COLUMNS, ROWS)) != 0
+
+
+@triton.jit
+def keep_elements(seed_ptr, row, threshold, COLUMNS: tl.constexpr, CALL: tl.constexpr):
+    """Boolean (rows, COLUMNS) of an element-wise kernel, stream 0: a thread holds eight neighbouring columns, 8 k + b."""
+    WORDS: tl.constexpr = COLUMNS // 32
+    ROWS: tl.constexpr = row.shape[0]
+    word = tl.arange(0, WORDS)
+    keep = keep_words(seed_ptr, tl.program_id(0) * 0, row[:, None], word[None, :], threshold, CALL)
+    keep = tl.gather(keep, tl.broadcast_to(word[None, :], (ROWS, WORDS)), 1)  # as above
+    shifted = keep[:, :, None] >> (8 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
+    tested = tl.full((8,), 1, tl.uint32) << tl.arange(0, 8).to(tl.uint32)
+    bits = shifted[:, :, :, None] & tested[None, None, None, :]
+    return tl.reshape(bits, (ROWS, COLUMNS)) != 0

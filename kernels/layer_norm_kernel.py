@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.dropout import ELEMENTWISE_CALL
-from kernels.dropout_kernel import keep_rows
+from kernels.dropout_kernel import keep_elements
 
 _CALL = tl.constexpr(ELEMENTWISE_CALL)
 
@@ -51,7 +51,7 @@ def layer_norm_forward_kernel(
         residual = tl.load(residual_ptr + row64 * residual_stride + column[None, :], mask=mask, other=0.0)
         z += bias[None, :]
         if DROPOUT:
-            keep = keep_rows(seed_ptr, tl.program_id(0) * 0, row, 0, threshold, BLOCK, _CALL)
+            keep = keep_elements(seed_ptr, row, threshold, BLOCK, _CALL)
             z = tl.where(keep, z * keep_scale, 0.0)
         z += residual.to(tl.float32)
     mean = tl.sum(z, 1) / columns
@@ -100,7 +100,11 @@ def layer_norm_backward_kernel(
     programs = tl.num_programs(0)
     column = tl.arange(0, BLOCK)
     inside = column < columns
+    partial = partial_ptr + program.to(tl.int64) * 3 * columns + column
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    WIDE: tl.constexpr = (
+        BLOCK > 4096
+    )  # the sums do not fit in registers beside a row: they stay in memory, in the cache
     dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     dln_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     if JOINT:
@@ -115,34 +119,46 @@ def layer_norm_backward_kernel(
             residual = tl.load(residual_ptr + row64 * residual_stride + column[None, :], mask=mask, other=0.0)
             z += bias[None, :]
             if DROPOUT:
-                keep = keep_rows(seed_ptr, tl.program_id(0) * 0, row, 0, threshold, BLOCK, _CALL)
+                keep = keep_elements(seed_ptr, row, threshold, BLOCK, _CALL)
                 z = tl.where(keep, z * keep_scale, 0.0)
             z += residual.to(tl.float32)
         mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
         dy = tl.load(dy_ptr + row64 * dy_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
         normal = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
+        if WIDE:
+            earlier = inside & (start + column * 0 > program * ROWS)  # nothing has been stored before the first row
+            dweight_sum = tl.load(partial, mask=earlier, other=0.0) + tl.sum(dy * normal, 0)
+            tl.store(partial, dweight_sum, mask=inside)
+            dln_bias_sum = tl.load(partial + columns, mask=earlier, other=0.0) + tl.sum(dy, 0)
+            tl.store(partial + columns, dln_bias_sum, mask=inside)
+        else:
+            dweight += dy * normal
+            dln_bias += dy
         weighted = dy * weight[None, :]
         along = tl.sum(weighted * normal, 1) / columns
         across = tl.sum(weighted, 1) / columns
         dz = (weighted - across[:, None] - normal * along[:, None]) * rstd[:, None]
-        dweight += dy * normal
-        dln_bias += dy
         dx = dz
         if JOINT:
             if DROPOUT:
                 dx = tl.where(keep, dz * keep_scale, 0.0)
-            dbias += tl.where(mask, dx, 0.0)
+            added = tl.where(mask, dx, 0.0)
+            if WIDE:
+                dbias_sum = tl.load(partial + 2 * columns, mask=earlier, other=0.0) + tl.sum(added, 0)
+                tl.store(partial + 2 * columns, dbias_sum, mask=inside)
+            else:
+                dbias += added
             if TWO_GRADIENTS:
                 out = dz.to(dresidual_ptr.dtype.element_ty)
                 tl.store(dresidual_ptr + row64 * columns + column[None, :], out, mask=mask)
         tl.store(dx_ptr + row64 * columns + column[None, :], dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
-    partial = partial_ptr + program.to(tl.int64) * 3 * columns + column
-    tl.store(partial, tl.sum(dweight, 0), mask=inside)
-    tl.store(partial + columns, tl.sum(dln_bias, 0), mask=inside)
-    if JOINT:
-        tl.store(partial + 2 * columns, tl.sum(dbias, 0), mask=inside)
+    if not WIDE:
+        tl.store(partial, tl.sum(dweight, 0), mask=inside)
+        tl.store(partial + columns, tl.sum(dln_bias, 0), mask=inside)
+        if JOINT:
+            tl.store(partial + 2 * columns, tl.sum(dbias, 0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["programs"])

@@ -29,12 +29,10 @@ class RowConfig:
 
 
 def row_config(columns: int, backward: bool) -> RowConfig:
-    """16 elements of each tensor per thread; whole rows in registers up to 8,192 columns."""
+    """About 16 elements of each tensor per thread; whole rows in registers up to 8,192 columns."""
     block = max(32, triton.next_power_of_2(columns))
-    elements = 4096 if backward else 2048
-    return RowConfig(
-        block, max(1, min(16, elements // block)), 16 if block == 8192 else 8 if backward or block > 2048 else 4
-    )
+    rows = max(1, min(16, (4096 if backward else 2048) // block))
+    return RowConfig(block, rows, 8 if backward or block == 4096 else 16 if block == 8192 else 4)
 
 
 def all_row_configs() -> Iterator[tuple[RowConfig, RowConfig]]:

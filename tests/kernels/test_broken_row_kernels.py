@@ -27,7 +27,7 @@ BREAKS = {
     "one-pass variance of nothing": ("tl.sum(centred * centred, 1) / columns", "tl.sum(centred, 1) / columns"),
     "mean of x̂ γ dy forgotten": (" - normal * along[:, None]", ""),
     "rows of other programs skipped": ("rows, programs * ROWS):", "rows, rows):"),
-    "dbias before dropout": ("dbias += tl.where(mask, dx, 0.0)", "dbias += tl.where(mask, dz, 0.0)"),
+    "dbias before dropout": ("added = tl.where(mask, dx, 0.0)", "added = tl.where(mask, dz, 0.0)"),
     "residual's gradient dropped": ("out = dz.to(", "out = dx.to("),
 }
 
