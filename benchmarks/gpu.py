@@ -1,6 +1,6 @@
 """What `make gpu` runs: on one GPU, verify every kernel, measure it, and compare with the targets. Under 9 minutes.
 
-    python -m benchmarks.gpu --out runs/gpu
+    python -m benchmarks.gpu                     # results below $OUT, else benchmarks/results
 
 Needs nothing that PyTorch does not bring. Where pytest is installed the `gpu` tests run first; the benchmark's gates
 check every kernel in any case. Then the benchmark, the targets, and, in the time that is left, the tuning table.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def targets(record: dict) -> list[tuple[str, float, float, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")) / "kernels")
     parser.add_argument("--baseline", type=Path, help="results.json to compare with")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

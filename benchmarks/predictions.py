@@ -1,4 +1,4 @@
-"""Predicted times of the kernels on an H100, from their cost models: what stands in docs/kernels.md until measured.
+"""What can be said of the kernels without a GPU, for docs/kernels.md: predicted times, and what the compiler made of them.
 
     python -m benchmarks.predictions --page docs/kernels.md
 
@@ -10,11 +10,13 @@ S and dP twice) by the share of the product rate that such kernels reach in publ
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 
+from benchmarks.report import rewrite
 from benchmarks.squad_lengths import draw_lengths
 from kernels.attention_config import attention_config, tile_size
 from kernels.cost import (
@@ -30,7 +32,6 @@ from kernels.cost import (
     linear_cross_entropy_cost,
 )
 
-BEGIN, END = "<!-- predictions -->", "<!-- /predictions -->"
 #: Share of the product rate that a Triton flash kernel with warp-group instructions is assumed to reach at head
 #: dimension 64, where the exponentials take as long as the products; and of the copy rate for a row kernel.
 ATTENTION_SHARE, COPY_SHARE = 0.45, 0.85
@@ -94,17 +95,51 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def compiled_table(path: Path) -> str:
+    """Markdown from the table of `python -m kernels.aot`: the encoder's kernels on sm_90, and the extremes of all."""
+    record = json.loads(path.read_text())
+    rows = record["rows"]
+    worst = sorted((r for r in rows if "fp32" not in r["label"]), key=lambda r: (-r["registers"], r["label"]))[:6]
+    greedy = max(rows, key=lambda r: r["shared_bytes"])
+    shown = [r for r in rows if "attention" in r["label"] and "D64" in r["label"] and r["label"].endswith("sm_90")]
+    shown = [r for r in shown if "bf16" in r["label"]]
+    shown += [r for r in rows if "1024 bf16" in r["label"] and r["label"].endswith("sm_90")]
+    lines = [
+        f"{len(rows)} kernels, compiled by Triton {record['triton']}: {sum(bool(r['faults']) for r in rows)} with faults. "
+        f"The most shared memory is {greedy['shared_bytes'] // 1024} KB ({greedy['label']}). The encoder's on sm_90:",
+        "",
+        "| kernel | registers | spills | shared, KB | HGMMA | instructions |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_compiled_line(row) for row in shown]
+    lines += ["", "Nearest to the limit of 255 registers, of all in half precision:", ""]
+    lines += [
+        "| kernel | registers | spills | shared, KB | HGMMA or HMMA | instructions |",
+        "|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(_compiled_line(row) for row in worst)]) + "\n"
+
+
+def _compiled_line(row: dict) -> str:
+    matrix = row["hgmma"] + row["hmma"]
+    return (
+        f"| {row['label']} | {row['registers']} | {row['local_accesses']} | {row['shared_bytes'] / 1024:.1f} | "
+        f"{matrix} | {row['instructions']} |"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__.splitlines()[0])
-    parser.add_argument("--page", type=Path, help="replace the section between the markers of this page")
+    parser.add_argument("--page", type=Path, help="replace the two sections between their markers in this page")
+    parser.add_argument("--compiled", type=Path, default=Path("docs/kernels_aot.json"), help="table of kernels.aot")
     arguments = parser.parse_args()
-    text = table()
-    print(text)
-    if arguments.page:
-        from spanbert.files import write_atomic
-
-        before, rest = arguments.page.read_text().split(BEGIN)
-        write_atomic(arguments.page, f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+    sections = {"predictions": table(), "aot": compiled_table(arguments.compiled)}
+    for name, text in sections.items():
+        print(text)
+        if arguments.page:
+            before, rest = arguments.page.read_text().split(f"<!-- {name} -->")
+            after = rest.split(f"<!-- /{name} -->")[1]
+            rewrite(arguments.page, f"{before}<!-- {name} -->\n{text}<!-- /{name} -->{after}")
     return 0
 
 

@@ -14,8 +14,6 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from spanbert.files import write_atomic
-
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 DIRECTIONS = ("forward", "backward", "both")
 
@@ -25,6 +23,13 @@ def best_seconds(row: dict) -> float:
     graph = row.get("graph_seconds")
     plain = row["seconds"]["median"]
     return min(plain, graph["median"]) if graph else plain
+
+
+def rewrite(page: Path, text: str) -> None:
+    """Replace a page at once. (Not spanbert.files: a GPU machine has what PyTorch brings and nothing else.)"""
+    temporary = page.with_name(f".{page.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(page)
 
 
 def section(record: dict, plots: list[str]) -> str:
@@ -134,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     plots = draw_plots(record, arguments.page.parent)
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    write_atomic(arguments.page, f"{before}{BEGIN}\n{section(record, plots)}{END}{after}")
+    rewrite(arguments.page, f"{before}{BEGIN}\n{section(record, plots)}{END}{after}")
     print(f"wrote the results of {results} into {arguments.page}")
     return 0
 
