@@ -106,6 +106,9 @@ def _arguments(
         raise ValueError(f"scale must be positive, got {scale}")
     if plan is None:
         plan = attention_plan(cu_seqlens, total, head_dim, q_THD.dtype)
+    tall = q_THD.dtype in (torch.float16, torch.bfloat16)
+    if plan.tile < 64 if tall else plan.tile > 32:
+        raise ValueError(f"the plan was made for another dtype than {q_THD.dtype}: its tiles have {plan.tile} rows")
     dropped = threshold_of(dropout_p) > 0
     mask_seed = seed_tensor(seed, q_THD.device) if dropped else None
     return cu_seqlens, plan.tiles, plan.tile, mask_seed, scale, dropout_p if dropped else 0.0

@@ -175,6 +175,9 @@ def test_wrong_arguments():
         kernels.attention_varlen(q, q, q, cu, 8, dropout_p=1.0)
     with pytest.raises(ValueError, match=r"\(T, 3, H, D\)"):
         kernels.attention_varlen_qkv(q, cu, 8)
+    plan = kernels.attention_plan(cu, 8, 32, torch.bfloat16)
+    with pytest.raises(ValueError, match="another dtype"):
+        kernels.attention_varlen(q, q, q, cu, 8, plan=plan)
     x, c = torch.randn(4, 6), torch.ones(6)
     with pytest.raises(ValueError, match="must be"):
         kernels.layer_norm(x, torch.ones(5), c, 1e-5)
