@@ -19,6 +19,7 @@ from finetune.qa_loss import qa_loss_sum
 from finetune.qa_predict import Machine, to_device
 from finetune.qa_session import QASession, read_training_set, start_model
 from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
+from spanbert.dropout import dropout_key
 from spanbert.encoder import count_parameters
 from spanbert.errors import UserError
 from spanbert.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
@@ -40,12 +41,6 @@ def step_windows(step: int, windows: int, lengths_W: np.ndarray, batch_size: int
     epoch, place = divmod(step, steps_per_epoch)
     chosen = epoch_order(windows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
     return chosen[np.argsort(-lengths_W[chosen], kind="stable")]
-
-
-def dropout_key(seed: int, step: int, part: int) -> int:
-    """A 63-bit seed for the dropout of one forward pass, a hash of its address."""
-    high, low = np.random.SeedSequence([seed, step, part]).generate_state(2)
-    return (int(high) << 31) ^ int(low)
 
 
 def run_finetune_qa(config: FinetuneQAConfig) -> None:
@@ -91,8 +86,8 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
                 chosen = windows[begin : begin + micro_batch]
                 packed = questions.packed(chosen)
                 inputs = to_device(packed, device)
-                torch.manual_seed(dropout_key(config.seed, step, part))
                 model.encoder.dropout_seed = dropout_key(config.seed, step, part)
+                torch.manual_seed(model.encoder.dropout_seed)  # for the back-ends that draw from PyTorch's generator
                 with autocast(device, machine.precision):
                     start_T, end_T = model(*inputs)
                 labels_B2 = torch.from_numpy(labels_W2[chosen]).to(device)

@@ -84,6 +84,19 @@ def test_labels_point_at_the_first_gold_answer_or_at_cls(
     assert outside >= 2
 
 
+def test_an_answer_at_a_windows_edge_counts_only_when_all_of_it_is_inside(tokenizer: Tokenizer) -> None:
+    """Every span of one to three pieces of a context of 20, so that some end, or begin, just outside a window."""
+    spans = [(first, first + length) for length in (1, 2, 3) for first in range(21 - length)]
+    items = [Question(str(i), "yyyyy", ("x" * (b - a),), ((a, b),)) for i, (a, b) in enumerate(spans)]
+    questions = build(tokenizer, "x" * 20, *items, window=WindowConfig(20, 4, 5))
+    assert questions.windows == 3 * len(spans)
+    for w, (first, last) in enumerate(questions.labels().tolist()):
+        start, end = spans[questions.window_question[w]]
+        low = int(questions.window_first[w])
+        inside = low <= start and end <= low + int(questions.window_count[w])
+        assert (first, last) == ((start - low + 7, end - 1 - low + 7) if inside else (0, 0))
+
+
 def test_the_labelled_occurrence_is_trained_on_not_another_of_the_same_text(
     question_set: Callable[..., QuestionSet],
 ) -> None:
