@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from tyro.conf import Positional
 
 from finetune.qa_answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError
+from spanbert.shipped import qa_model_path
 
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[。！？][」』”’）]*|\n")
 SENTENCE_REACH = 300  # characters shown at most on either side of an answer
@@ -106,10 +105,7 @@ def model_and_questions(config: AskConfig) -> tuple[Path, list[str]]:
         return Path(words[0]), words[1:]
     if words and re.fullmatch(r"[^\s?？]*/[^\s?？]*", words[0]):
         raise UserError(f"{words[0]}: no such model folder.")
-    if importlib.util.find_spec("spanbert.shipped") is None:
-        first = repr(words[0]) if words else "nothing"
-        raise UserError(f'give a model folder first (found {first}): spanbert ask MODEL --context FILE "question"')
-    return Path(importlib.import_module("spanbert.shipped").qa_model_path()), words
+    return qa_model_path(), words
 
 
 def read_context(path: Path | None) -> str:

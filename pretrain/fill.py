@@ -27,6 +27,7 @@ from spanbert.errors import UserError
 from spanbert.models import SpanBertForPretraining
 from spanbert.packing import cumulative
 from spanbert.runs import find_model
+from spanbert.shipped import encoder_path
 from spanbert.tokenizer import Tokenizer
 from spanbert.vocabulary_loss import vocabulary_logits
 
@@ -41,7 +42,7 @@ class FillConfig:
     """Fill the [SPAN:n] of a text."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Model folder or run; may be left out when a model comes with the installation."""
+    """Model folder or run; left out, the model that ships with this program predicts."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = ""
     """Text with [SPAN:3] (three pieces), [SPAN:1-4] (one to four) or [MASK] (one) in it."""
     head: Literal["auto", "mlm", "sbo", "both"] = "auto"
@@ -86,7 +87,7 @@ class Filled:
 
 def run_fill(config: FillConfig) -> None:
     """Load, predict, print."""
-    text, path = (config.text, Path(config.model)) if config.text else (config.model, shipped_model())
+    text, path = (config.text, Path(config.model)) if config.text else (config.model, encoder_path())
     if config.top_k < 1:
         raise UserError(f"--top-k must be at least 1, not {config.top_k}")
     device = choose_device(config.device)
@@ -98,18 +99,6 @@ def run_fill(config: FillConfig) -> None:
     model.to(device).eval()
     result = fill(model, tokenizer, template, head, config.top_k)
     print(render(result, head, folder, colour=sys.stdout.isatty()))
-
-
-def shipped_model() -> Path:
-    """The model that comes with the installation. Raises UserError when there is none."""
-    try:
-        from spanbert.shipped import encoder_path
-    except ImportError:
-        raise UserError(
-            "give a model and a text: spanbert fill MODEL 'The [SPAN:3] of France is Paris' (no model comes with this "
-            "installation)"
-        ) from None
-    return Path(encoder_path())
 
 
 def choose_head(asked: str, report: LoadReport, path: str) -> Head:

@@ -19,6 +19,7 @@ import tyro
 from pretrain.masking import MaskConfig, MaskedBatch, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.shipped import tokenizer_path
 from spanbert.tokenizer import Tokenizer
 
 StandIn = Literal["mask", "random", "kept"]
@@ -32,7 +33,7 @@ class MasksConfig:
     """Texts to mask; - reads them from standard input, one a line. The schemes entities and noun_phrases want spans marked
     in the text: "[[New York]] is large"."""
     tokenizer: Path | None = None
-    """Tokenizer folder, vocab.txt or tokenizer.json (none: the one that comes with the installation), or a folder that
+    """Tokenizer folder, vocab.txt or tokenizer.json (left out: the one that ships with this program), or a folder that
     `spanbert prepare` wrote, whose token frequencies random tokens are then drawn from."""
     seed: int = 0
     """Seed of the masks."""
@@ -122,7 +123,7 @@ def run_masks(config: MasksConfig) -> None:
 
 def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
     """The tokenizer, the masker, and where its random tokens come from."""
-    path = config.tokenizer if config.tokenizer is not None else shipped_tokenizer()
+    path = config.tokenizer if config.tokenizer is not None else tokenizer_path()
     counts_path = path / "unigram.npy"
     tokenizer = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
     counts, note = np.ones(tokenizer.vocab_size, np.int64), "random tokens drawn evenly from the vocabulary"
@@ -138,15 +139,6 @@ def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
         sbo_positions=config.sbo_positions,
     )
     return tokenizer, masker, note
-
-
-def shipped_tokenizer() -> Path:
-    """The tokenizer that comes with the installation. Raises UserError when there is none."""
-    try:
-        from spanbert.shipped import tokenizer_path
-    except ImportError:
-        raise UserError("no tokenizer comes with this installation: name one with --tokenizer FOLDER") from None
-    return Path(tokenizer_path())
 
 
 def read_texts(texts: tuple[str, ...]) -> list[str]:
