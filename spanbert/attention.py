@@ -83,7 +83,15 @@ def attention_plan(x_TH: Tensor, cu_seqlens: Tensor, head_dim: int, backend: str
     return load_kernels().attention_plan(cu_seqlens, x_TH.shape[0], head_dim, dtype)
 
 
-@torch.compiler.disable  # its loop over lengths would be compiled anew for every batch
+def leave_loop_to_python() -> None:
+    """Call before layers are compiled: the loop over lengths would be compiled anew for every batch.
+
+    Marking it where it is defined would import the compiler at every start, a second that only training can spare.
+    """
+    global _by_length
+    _by_length = torch.compiler.disable(_by_length)
+
+
 def _by_length(
     q_THD: Tensor,
     k_THD: Tensor,

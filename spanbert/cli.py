@@ -6,9 +6,12 @@ imported when its command is called, so ``spanbert --help`` is quick and a broke
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import typing
+from collections.abc import Callable
+from types import ModuleType
 
 import spanbert
 
@@ -34,7 +37,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 well, 2 the user's mistake, 130 interrupted)."""
+    """Run one command; return the exit status (0 well, 2 the user's mistake, 130 interrupted).
+
+    Without ``arguments`` those of the process are taken, which then is this command's alone.
+    """
+    import_module = _import_for_good if arguments is None else importlib.import_module
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -45,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
     if words is None:
         return _unknown(arguments)
-    return _run(words, arguments[len(words.split()) :])
+    return _run(words, arguments[len(words.split()) :], import_module)
 
 
 def overview() -> str:
@@ -60,14 +67,14 @@ def overview() -> str:
     )
 
 
-def _run(words: str, rest: list[str]) -> int:
+def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]) -> int:
     import tyro
 
     from spanbert.errors import UserError
 
     module_name, function_name, line = COMMANDS[words]
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(import_module(module_name), function_name)
         (config_class,) = (t for name, t in typing.get_type_hints(function).items() if name != "return")
         config = tyro.cli(config_class, args=rest, prog=f"spanbert {words}", description=line)
         function(config)
@@ -81,6 +88,19 @@ def _run(words: str, rest: list[str]) -> int:
         sys.stderr.close()
         return 0
     return 0
+
+
+def _import_for_good(name: str) -> ModuleType:
+    """Import a stage's module into a process that does nothing else, out of the garbage collector's sight.
+
+    PyTorch makes 170,000 objects that all stay. Looking through them again and again, and once more at the end, takes
+    0.5 s of the 1.4 s of processor time of a short command.
+    """
+    gc.disable()
+    module = importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
+    return module
 
 
 def _unknown(arguments: list[str]) -> int:

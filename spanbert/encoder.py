@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spanbert.attention import attention_of_projection, attention_plan
+from spanbert.attention import attention_of_projection, attention_plan, leave_loop_to_python
 from spanbert.backend import load_kernels
 from spanbert.config import EncoderConfig
 from spanbert.dropout import dropout
@@ -128,6 +128,7 @@ class Encoder(nn.Module):
             raise UserError(
                 f"--compile needs the C++ compiler {compiler!r} on a CPU: install it, or leave --compile out"
             )
+        leave_loop_to_python()
         for layer in self.layers:
             layer.compile(dynamic=True)
 
