@@ -1,0 +1,209 @@
+"""What masks, the span-boundary objective and single sequences are worth: the paper's tables 6 and 7 at your budget.
+
+    python -m benchmarks.ablation DATA --train train-v1.1.json --dev dev-v1.1.json --output ABLATION [--jobs 2 --threads 1]
+
+Arms: masks {subword, whole word, geometric span} × {MLM, MLM + SBO}; geometric spans with sentence pairs and NSP; and no
+pretraining at all, without which nobody could tell whether the budget suffices. Every arm of a seed begins with the
+same weights, gets the same compute (an arm whose token costs more sees fewer), and is fine-tuned alike on SQuAD.
+(The paper's table 6 compares masks under NSP; here masks are compared on single sequences, its final recipe.)
+
+The same command again skips what is done, goes on with what was interrupted, and reports what there is. It may run
+several times side by side over one output: a run belongs to the process that holds its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import multiprocessing
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks.ablation_plan import (
+    ARMS,
+    MAY_DIFFER,
+    AblationConfig,
+    ArmName,
+    draw_dev_questions,
+    encoder_shape,
+    equal_compute_tokens,
+    finetune_config,
+    pretrain_config,
+)
+from benchmarks.ablation_report import plot, report
+from benchmarks.sentence_pairs import run_pretrain_pairs
+from finetune.qa_config import FinetuneQAConfig
+from finetune.qa_train import run_finetune_qa
+from pretrain.blocks import Blocks
+from pretrain.config import PretrainConfig
+from pretrain.loop import run_pretrain
+from spanbert.checkpoint import build_model, save_model
+from spanbert.config import read_json, save_json, to_dict
+from spanbert.device import choose_device, describe, tune_allocator
+from spanbert.errors import UserError
+from spanbert.files import write_atomic
+from spanbert.models import SpanBertForPretraining
+from spanbert.runs import check_same_config, read_metrics
+from spanbert.tokenizer import Tokenizer
+
+
+def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:
+    """One run from its first weights to its score → its numbers. What an earlier call finished is not done again."""
+    arm, blocks, tokenizer = ARMS[name], Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
+    shape = encoder_shape(config, tokenizer, blocks.block_length)
+    init = folder / "start"
+    if not (folder / "pretrain" / "model").is_dir():
+        save_model(init, build_model(SpanBertForPretraining, shape, seed), tokenizer)
+    if arm.scheme is not None:
+        tokens = equal_compute_tokens(config.tokens, shape, blocks.lengths, arm.sbo)
+        pretraining = pretrain_config(config, arm, seed, tokens, folder)
+        _finish(run_pretrain_pairs if arm.pairs else run_pretrain, pretraining)
+        init = folder / "pretrain" / "model"
+    _finish(run_finetune_qa, finetune_config(config, seed, blocks.block_length, init, folder))
+
+    validations = [r for r in read_metrics(folder / "pretrain" / "metrics.jsonl") if r["split"] == "validation"]
+    names = ("step", "tokens", "mlm_loss", "sbo_loss", "nsp_loss", "nsp_accuracy")
+    numbers = {key: validations[-1][key] for key in names if key in validations[-1]} if validations else {"tokens": 0}
+    scored = read_json(folder / "qa" / "metrics.json")
+    numbers |= {"exact": scored["exact"], "f1": scored["f1"], "dev_questions": scored["total"]}
+    for served in (folder / "start", folder / "pretrain" / "checkpoints"):
+        shutil.rmtree(served, ignore_errors=True)
+    return {"arm": name, "seed": seed, **numbers}
+
+
+def _finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAConfig) -> None:
+    """Begin, or go on with, the run in ``options.output`` until it has left its model."""
+    finished = options.output / "model"
+    if not finished.is_dir():
+        command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
+    if not finished.is_dir():  # a signal asked it to stop, and it did so politely
+        raise KeyboardInterrupt
+
+
+def run_folders(config: AblationConfig) -> Iterator[tuple[ArmName, int, Path]]:
+    """All runs, one seed after the other: a whole comparison stands as early as can be."""
+    for seed in config.seeds:
+        for name in config.arms:
+            yield name, seed, config.output / "runs" / name / f"seed-{seed}"
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Whether the folder is ours, rather than that of another process at work in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def work(config: AblationConfig) -> None:
+    """Go through all runs and do those that nobody has done or is doing. What a run says goes to its log.txt."""
+    tune_allocator()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    for name, seed, folder in run_folders(config):
+        with claim(folder) as ours:
+            if not ours or (folder / "result.json").exists():
+                continue
+            print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: see {folder / 'log.txt'}", flush=True)
+            log = (folder / "log.txt").open("a", encoding="utf-8")
+            with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                result = run_arm(config, name, seed, folder)
+            save_json(result, folder / "result.json")
+            print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: EM {result['exact']:.2f} F1 {result['f1']:.2f}")
+
+
+def run(config: AblationConfig) -> None:
+    """Do what is to be done, then report all that has been. Raises UserError when a job could not."""
+    if (config.output / "config.json").exists():
+        check_same_config(config.output, config, MAY_DIFFER)
+    else:
+        if not config.train.is_file():  # better said now than after the first pretraining
+            raise UserError(f"--train {config.train}: no such file")
+        draw_dev_questions(config)
+        save_json(to_dict(config), config.output / "config.json")
+    if config.jobs == 1:
+        work(config)
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        jobs = [spawn.Process(target=_job, args=(config,)) for _ in range(config.jobs)]
+        for job in jobs:
+            job.start()
+        try:
+            for job in jobs:
+                job.join()
+        except KeyboardInterrupt:
+            for job in jobs:
+                job.terminate()  # they stop after their step, and save
+                job.join()
+            raise
+        if any(job.exitcode for job in jobs):
+            raise UserError(f"{sum(bool(job.exitcode) for job in jobs)} of {len(jobs)} jobs could not go on: see above")
+    write_report(config)
+
+
+def write_report(config: AblationConfig) -> None:
+    """OUTPUT/report.md, results.json and ablation.png of the runs that are finished."""
+    scores: dict[str, dict[int, dict[str, Any]]] = {}
+    folders = list(run_folders(config))
+    for name, seed, folder in folders:
+        if (folder / "result.json").exists():
+            scores.setdefault(name, {})[seed] = read_json(folder / "result.json")
+    scores = {name: scores[name] for name in ARMS if name in scores}
+    finished = sum(map(len, scores.values()))
+    if not finished:
+        print("no run is finished yet")
+        return
+    blocks, tokenizer = Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
+    shape, machine = encoder_shape(config, tokenizer, blocks.block_length), describe(choose_device(config.device))
+    about = (
+        f"{shape.num_hidden_layers} layers × {shape.hidden_size}, vocabulary {shape.vocab_size:,}; pretraining: blocks of "
+        f"{blocks.block_length}, the compute of {config.tokens:,} tokens of MLM, steps of {config.batch_size} sequences, "
+        f"lr {config.lr:g}; SQuAD: {config.questions:,} questions × {config.epochs} epochs, lr {config.qa_lr:g}, scored on "
+        f"{config.dev_questions:,}; {machine}, {time.strftime('%Y-%m-%d')}; {finished} of {len(folders)} runs finished."
+    )
+    text = report(scores, about)
+    write_atomic(config.output / "report.md", text + "\n")
+    runs = [result for seeds in scores.values() for result in seeds.values()]
+    save_json({"config": to_dict(config), "machine": machine, "runs": runs}, config.output / "results.json")
+    drawn = ", ablation.png" if plot(scores, config.output / "ablation.png") else " (no matplotlib, so no picture)"
+    print(f"\n{text}\n\nwrote report.md, results.json{drawn} in {config.output}")
+
+
+def _job(config: AblationConfig) -> None:
+    sys.exit(_exit_status(work, config))
+
+
+def _exit_status(function: Callable[[AblationConfig], None], config: AblationConfig) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's word for Ctrl-C
+    try:
+        function(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if multiprocessing.parent_process() is None:
+            print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main() -> None:
+    sys.exit(_exit_status(run, tyro.cli(AblationConfig, description=__doc__)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""From the runs of an ablation to what they say: a table, paired differences, verdicts by a fixed rule, a picture.
+
+The rule: the arms of a comparison share their seeds, so what counts is the difference within each seed. A claim holds
+when the 95 % interval of the mean difference in F1 (Student's t over seeds) lies above 0, does not hold when it lies
+below 0, and otherwise the budget cannot tell. An arm's own standard deviation over seeds decides nothing.
+
+Nothing is told either by a budget at which pretraining itself does not show: three seeds then agree by chance, most
+easily on scores near 0.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spanbert.files import write_atomic
+
+Scores = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Arm → seed → that run's numbers."""
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "the budget cannot tell"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``pairs``: (the arm said to be better, the other one). With several, the claim is about their mean."""
+
+    text: str
+    pairs: tuple[tuple[str, str], ...]
+
+
+#: No claim of the paper's: a budget too small for it is too small for the others.
+GATE = Claim("Pretraining is better than none", (("geometric", "none"),))
+
+CLAIMS = (
+    GATE,
+    Claim(
+        "Geometric spans are better than subword tokens",
+        (("geometric", "subword"), ("geometric+sbo", "subword+sbo")),
+    ),
+    Claim(
+        "Geometric spans are better than whole words",
+        (("geometric", "whole_word"), ("geometric+sbo", "whole_word+sbo")),
+    ),
+    Claim(
+        "MLM + SBO is better than MLM only",
+        (("subword+sbo", "subword"), ("whole_word+sbo", "whole_word"), ("geometric+sbo", "geometric")),
+    ),
+    Claim("A single sequence is better than sentence pairs with NSP", (("geometric", "geometric+nsp"),)),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences over seeds, its standard error, and its 95 % interval; infinite with one seed."""
+
+    seeds: int
+    mean: float
+    error: float
+    reach: float
+    """Half of the interval: a mean smaller than this does not show."""
+
+    @property
+    def verdict(self) -> str:
+        if abs(self.mean) <= self.reach:
+            return OPEN
+        return HOLDS if self.mean > 0 else FAILS
+
+    def __str__(self) -> str:
+        if self.seeds < 2:
+            return f"{self.mean:+.2f} (one seed)"
+        return f"{self.mean:+.2f} ± {self.error:.2f}, interval {self.mean - self.reach:+.2f} … {self.mean + self.reach:+.2f}"
+
+
+def paired_difference(differences: Sequence[float]) -> Difference:
+    """Of one difference a seed, at least one."""
+    from scipy.stats import t
+
+    seeds, mean = len(differences), statistics.fmean(differences)
+    if seeds < 2:
+        return Difference(seeds, mean, math.inf, math.inf)
+    error = statistics.stdev(differences) / math.sqrt(seeds)
+    return Difference(seeds, mean, error, float(t.ppf(0.975, seeds - 1)) * error)
+
+
+def compare(scores: Scores, pairs: Sequence[tuple[str, str]], metric: str) -> Difference | None:
+    """Better minus other, the mean over ``pairs`` within each seed that has them all. None when no seed does."""
+    arms = [arm for pair in pairs for arm in pair]
+    seeds = sorted(set.intersection(*(set(scores.get(arm, {})) for arm in arms)))
+    if not seeds:
+        return None
+    return paired_difference(
+        [
+            statistics.fmean(scores[better][seed][metric] - scores[other][seed][metric] for better, other in pairs)
+            for seed in seeds
+        ]
+    )
+
+
+def mean_and_deviation(values: Sequence[float | None], digits: int = 2) -> str:
+    """``12.34 ± 0.56``; the deviation is that of a sample, and left out when there is one value."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}f}{spread}"
+
+
+def report(scores: Scores, about: str) -> str:
+    """Markdown. ``about``: one paragraph on what was run."""
+    lines = [about, "", "| arm | seeds | tokens | MLM loss | SBO loss | EM | F1 |", "|---|---|---|---|---|---|---|"]
+    for arm, runs in scores.items():
+        columns = [[run.get(name) for run in runs.values()] for name in ("mlm_loss", "sbo_loss", "exact", "f1")]
+        cells = " | ".join(mean_and_deviation(values, 3 if n < 2 else 2) for n, values in enumerate(columns))
+        tokens = statistics.fmean(run["tokens"] for run in runs.values())
+        lines.append(f"| {arm} | {len(runs)} | {tokens:,.0f} | {cells} |")
+    lines += [
+        "",
+        "Mean ± standard deviation over seeds. Losses in nats, held out, each under the arm's own masks: they compare",
+        "arms of the same masks only. EM and F1 in percent.",
+        "",
+        "| better? | than | seeds | EM, mean ± standard error | F1, mean ± standard error and 95 % interval | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    verdicts: dict[str, list[str]] = {HOLDS: [], FAILS: [], OPEN: []}
+    missing = []
+    gate = compare(scores, GATE.pairs, "f1")
+    closed = gate is not None and gate.verdict != HOLDS
+    for claim in CLAIMS:
+        for better, other in claim.pairs:
+            f1 = compare(scores, [(better, other)], "f1")
+            if f1 is not None:
+                exact = compare(scores, [(better, other)], "exact")
+                em = f"{exact.mean:+.2f} ± {exact.error:.2f}" if exact.seeds > 1 else f"{exact.mean:+.2f}"
+                lines.append(f"| {better} | {other} | {f1.seeds} | {em} | {f1} | {OPEN if closed else f1.verdict} |")
+        whole = compare(scores, claim.pairs, "f1")
+        if whole is None:
+            missing.append(claim.text)
+            continue
+        over = f", mean of {len(claim.pairs)} comparisons" if len(claim.pairs) > 1 else ""
+        limit = f"; less than ±{whole.reach:.2f} would not have shown" if math.isfinite(whole.reach) else ""
+        hint = limit if whole.verdict == OPEN else ""
+        verdicts[OPEN if closed else whole.verdict].append(f"{claim.text}: F1 {whole}{over}{hint}.")
+    lines += [
+        "",
+        "The rule: a claim holds when the 95 % interval of the paired difference in F1 (Student's t over seeds) is above 0,",
+        "does not hold when it is below 0; otherwise the budget cannot tell. One interval in twenty errs, so a table of",
+        "them may well hold one that does.",
+    ]
+    if closed:
+        lines += [
+            "",
+            "Pretraining itself has not been shown to help at this budget, so no comparison of its arms says anything.",
+        ]
+    for verdict, sentences in verdicts.items():
+        lines += [
+            "",
+            f"**{verdict[0].upper()}{verdict[1:]}:**",
+            *(f"* {sentence}" for sentence in sentences or ["nothing."]),
+        ]
+    if missing:
+        lines += ["", f"Not run yet: {'; '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def plot(scores: Scores, output: Path) -> bool:
+    """F1 of every run, arms from top to bottom, mean ± standard deviation beside → False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 1 + 0.45 * len(scores)))
+    axis = figure.subplots()
+    for row, runs in enumerate(scores.values()):
+        values = [run["f1"] for run in runs.values()]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        axis.errorbar(statistics.fmean(values), row, xerr=spread, fmt="o", color="C0", capsize=4)
+        axis.plot(values, [row + 0.2] * len(values), ".", color="gray")
+    axis.set(xlabel="SQuAD F1: runs (grey), mean ± standard deviation", yticks=range(len(scores)))
+    axis.set_yticklabels(list(scores))
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3, axis="x")
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomic(output, picture.getvalue())
+    return True
