@@ -33,7 +33,7 @@ from benchmarks.ablation_plan import (
     MAY_DIFFER,
     AblationConfig,
     ArmName,
-    draw_dev_questions,
+    draw_questions,
     encoder_shape,
     equal_compute_tokens,
     finetune_config,
@@ -131,9 +131,8 @@ def run(config: AblationConfig) -> None:
     if (config.output / "config.json").exists():
         check_same_config(config.output, config, MAY_DIFFER)
     else:
-        if not config.train.is_file():  # better said now than after the first pretraining
-            raise UserError(f"--train {config.train}: no such file")
-        draw_dev_questions(config)
+        draw_questions(config.train, config.questions, config.output / "train.json")
+        draw_questions(config.dev, config.dev_questions, config.output / "dev.json")
         save_json(to_dict(config), config.output / "config.json")
     if config.jobs == 1:
         work(config)

@@ -88,7 +88,7 @@ class AblationConfig:
     """In pretraining; none is better for runs that never see a sequence twice."""
 
     questions: int = 10_000
-    """Training questions, the same for all runs."""
+    """Questions to fine-tune on, drawn from all of --train, the same for all runs."""
     epochs: int = 2
     """Passes over them."""
     qa_lr: float = 3e-4
@@ -165,11 +165,10 @@ def pretrain_config(config: AblationConfig, arm: Arm, seed: int, tokens: int, fo
 
 def finetune_config(config: AblationConfig, seed: int, window: int, init: Path, folder: Path) -> FinetuneQAConfig:
     return FinetuneQAConfig(
-        train=config.train,
+        train=config.output / "train.json",
         dev=config.output / "dev.json",
         output=folder / "qa",
         init=str(init),
-        max_train_questions=config.questions,
         epochs=config.epochs,
         batch_size=config.qa_batch_size,
         lr=config.qa_lr,
@@ -182,18 +181,24 @@ def finetune_config(config: AblationConfig, seed: int, window: int, init: Path, 
     )
 
 
-def draw_dev_questions(config: AblationConfig) -> None:
-    """OUTPUT/dev.json: ``dev_questions`` from all over the file. Its first ones would be about a few articles only."""
+def draw_questions(source: Path, count: int, output: Path) -> None:
+    """``count`` questions from all over a SQuAD file, as a file of their own; the same ones in every call.
+
+    A file's first questions would be about a few articles only, and reading all of them again would take each run longer
+    than a short fine-tuning. Raises UserError for what is no SQuAD file.
+    """
     try:
-        with open_text(config.dev) as stream:
+        with open_text(source) as stream:
             content = json.load(stream)
         paragraphs = [paragraph for article in content["data"] for paragraph in article["paragraphs"]]
         ids = [question["id"] for paragraph in paragraphs for question in paragraph["qas"]]
-        chosen = {ids[place] for place in np.random.default_rng(0).permutation(len(ids))[: config.dev_questions]}
+        chosen = {ids[place] for place in np.random.default_rng(0).permutation(len(ids))[:count]}
         for paragraph in paragraphs:
             paragraph["qas"] = [question for question in paragraph["qas"] if question["id"] in chosen]
+        for article in content["data"]:
+            article["paragraphs"] = [paragraph for paragraph in article["paragraphs"] if paragraph["qas"]]
     except FileNotFoundError:
-        raise UserError(f"--dev {config.dev}: no such file") from None
+        raise UserError(f"{source}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"--dev {config.dev} is not a SQuAD file ({type(error).__name__}: {error})") from None
-    write_atomic(config.output / "dev.json", json.dumps(content, ensure_ascii=False))
+        raise UserError(f"{source} is not a SQuAD file ({type(error).__name__}: {error})") from None
+    write_atomic(output, json.dumps(content, ensure_ascii=False))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import benchmarks.ablation as ablation
-from benchmarks.ablation_plan import ARMS, AblationConfig, draw_dev_questions, encoder_shape, equal_compute_tokens
+from benchmarks.ablation_plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
 from benchmarks.ablation_report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
 from benchmarks.sentence_pairs import Pairs, pair_micro_batches
 from pretrain.batches import DataOrder, StepBatches
@@ -71,13 +71,16 @@ def test_tokens_of_all_arms_compute_the_same(corpus, config):
     assert spent[0] == pytest.approx(spent[1], rel=1e-5)
 
 
-def test_dev_questions_come_from_the_whole_file(config):
-    draw_dev_questions(config)
-    content = json.loads((config.output / "dev.json").read_text())
+def test_questions_come_from_the_whole_file(tmp_path):
+    draw_questions(DATA / "qa_v1.json", 5, tmp_path / "drawn.json")
+    content = json.loads((tmp_path / "drawn.json").read_text(encoding="utf-8"))
     kept = [[q["id"] for p in article["paragraphs"] for q in p["qas"]] for article in content["data"]]
     assert sum(map(len, kept)) == 5 and all(kept)
     with pytest.raises(UserError, match="not a SQuAD file"):
-        draw_dev_questions(dataclasses.replace(config, dev=DATA / "wikinews_sentences.txt"))
+        draw_questions(DATA / "wikinews_sentences.txt", 5, tmp_path / "none.json")
+    with pytest.raises(UserError, match="no such file"):
+        draw_questions(DATA / "absent.json", 5, tmp_path / "none.json")
+    assert not (tmp_path / "none.json").exists()
 
 
 # --- the verdict -----------------------------------------------------------------------------------------------------
