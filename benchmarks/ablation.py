@@ -52,7 +52,7 @@ from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.models import SpanBertForPretraining
-from spanbert.runs import check_same_config, read_metrics
+from spanbert.runs import check_same_config, find_model, read_metrics
 from spanbert.tokenizer import Tokenizer
 
 
@@ -61,11 +61,13 @@ def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> d
     arm, blocks, tokenizer = ARMS[name], Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
     shape = encoder_shape(config, tokenizer, blocks.block_length)
     init = folder / "start"
-    if not (folder / "pretrain" / "model").is_dir():
+    if config.init_from is not None:
+        init = find_model(config.init_from)
+    elif not (folder / "pretrain" / "model").is_dir():
         save_model(init, build_model(SpanBertForPretraining, shape, seed), tokenizer)
     if arm.scheme is not None:
         tokens = equal_compute_tokens(config.tokens, shape, blocks.lengths, arm.sbo)
-        pretraining = pretrain_config(config, arm, seed, tokens, folder)
+        pretraining = pretrain_config(config, arm, seed, tokens, init, folder)
         _finish(run_pretrain_pairs if arm.pairs else run_pretrain, pretraining)
         init = folder / "pretrain" / "model"
     _finish(run_finetune_qa, finetune_config(config, seed, blocks.block_length, init, folder))
@@ -168,8 +170,9 @@ def write_report(config: AblationConfig) -> None:
         return
     blocks, tokenizer = Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
     shape, machine = encoder_shape(config, tokenizer, blocks.block_length), describe(choose_device(config.device))
+    start = "random weights" if config.init_from is None else f"the weights of {config.init_from}"
     about = (
-        f"{shape.num_hidden_layers} layers × {shape.hidden_size}, vocabulary {shape.vocab_size:,}; pretraining: blocks of "
+        f"{shape.num_hidden_layers} layers × {shape.hidden_size}, vocabulary {shape.vocab_size:,}, from {start}; pretraining: blocks of "
         f"{blocks.block_length}, the compute of {config.tokens:,} tokens of MLM, steps of {config.batch_size} sequences, "
         f"lr {config.lr:g}; SQuAD: {config.questions:,} questions × {config.epochs} epochs, lr {config.qa_lr:g}, scored on "
         f"{config.dev_questions:,}; {machine}, {time.strftime('%Y-%m-%d')}; {finished} of {len(folders)} runs finished."

@@ -18,10 +18,12 @@ from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_records import open_text
 from pretrain.config import PretrainConfig
 from pretrain.masking import MaskConfig
-from spanbert.config import EncoderConfig
+from spanbert.checkpoint import encoder_config
+from spanbert.config import EncoderConfig, read_json
 from spanbert.encoder import train_flops_per_token
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.runs import find_model
 from spanbert.tokenizer import Tokenizer
 
 ArmName = Literal[
@@ -76,6 +78,9 @@ class AblationConfig:
     hidden: int | None = None
     """Another width than the size's; heads of 64 and a feed-forward layer of four times the width go with it."""
 
+    init_from: Path | None = None
+    """Begin all runs with this model folder or run instead of random weights of a size; a seed then decides order, masks and dropout."""
+
     tokens: int = 6_000_000
     """Tokens that an arm of single sequences with MLM only is pretrained on; what that computes is every arm's budget."""
     lr: float = 1e-3
@@ -118,6 +123,9 @@ MAY_DIFFER = ("output", "arms", "seeds", "jobs", "threads")
 
 
 def encoder_shape(config: AblationConfig, tokenizer: Tokenizer, block_length: int) -> EncoderConfig:
+    if config.init_from is not None:
+        start = find_model(config.init_from)
+        return encoder_config(read_json(start / "config.json"), str(start), {})
     changes: dict[str, Any] = {}
     if config.layers is not None:
         changes["num_hidden_layers"] = config.layers
@@ -139,12 +147,14 @@ def equal_compute_tokens(tokens: int, shape: EncoderConfig, lengths_N: np.ndarra
     return round(tokens * alone / own)
 
 
-def pretrain_config(config: AblationConfig, arm: Arm, seed: int, tokens: int, folder: Path) -> PretrainConfig:
+def pretrain_config(
+    config: AblationConfig, arm: Arm, seed: int, tokens: int, start: Path, folder: Path
+) -> PretrainConfig:
     assert arm.scheme is not None
     return PretrainConfig(
         data=config.data,
         output=folder / "pretrain",
-        init_from=folder / "start",
+        init_from=start,
         tokens=tokens,
         batch_size=config.batch_size,
         micro_batch_size=config.batch_size,

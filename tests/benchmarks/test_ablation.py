@@ -21,8 +21,10 @@ from pretrain.masking import MaskConfig, Masker
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.step import Stepper
 from pretrain.train_tokenizer import train_wordpiece
+from spanbert.checkpoint import load_model, save_model
 from spanbert.encoder import train_flops_per_token
 from spanbert.errors import UserError
+from spanbert.models import SpanBertForPretraining
 from spanbert.optim import clip_gradients
 from spanbert.tokenizer import Tokenizer
 
@@ -264,6 +266,31 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
     theirs = json.loads((undisturbed.output / "runs/geometric+sbo/seed-5/result.json").read_text())
     assert json.loads((folder / "result.json").read_text()) == theirs
     assert not (folder / "pretrain/checkpoints").exists() and not (folder / "start").exists()
+
+
+def test_all_arms_of_a_seed_begin_with_the_same_weights(config, monkeypatch, tmp_path):
+    """Random ones of that seed; with --init-from the given ones, whatever the seed."""
+    begun = []
+
+    def look(_command, options):
+        begun.append(load_model(options.init_from, SpanBertForPretraining)[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "_finish", look)
+    given = tmp_path / "given"
+    for name, seed, source in (
+        ("subword", 5, None),
+        ("geometric+nsp", 5, None),
+        ("geometric", 6, None),
+        ("geometric", 5, given),
+    ):
+        changed = dataclasses.replace(config, init_from=source, output=tmp_path / f"{name}-{seed}-{source is None}")
+        if source is not None:
+            save_model(given, begun[2], Tokenizer.load(config.data / "tokenizer"))
+        with pytest.raises(KeyboardInterrupt):
+            ablation.run_arm(changed, name, seed, changed.output)
+    words = [model.encoder.embeddings.word.weight for model in begun]
+    assert words[0].equal(words[1]) and not words[0].equal(words[2]) and words[2].equal(words[3])
 
 
 def test_a_run_that_another_process_holds_is_left_alone(config, monkeypatch):
