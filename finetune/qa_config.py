@@ -18,7 +18,7 @@ class FinetuneQAConfig:
     output: Path
     """The run's folder: config, metrics, predictions, and the final model in OUTPUT/model."""
     init: str
-    """Where the encoder comes from: a model or run folder, or "random"."""
+    """Where the encoder comes from: a model or run folder, "shipped" (the one that comes with this program), or "random"."""
     dev: Path | None = None
     """Questions to evaluate on at the end, and on which the null threshold is chosen. Must be well-formed."""
     size: Literal["mini", "small", "base", "large"] = "mini"

@@ -22,6 +22,7 @@ from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.models import SpanBertForQuestionAnswering
+from spanbert.shipped import qa_model_path
 from spanbert.tokenizer import Tokenizer
 
 
@@ -30,9 +31,9 @@ class EvaluateQAConfig:
     """Score a question-answering model, or a predictions file, on a labelled file."""
 
     model: Positional[Path]
-    """Model folder (with --predictions: leave it out and give the labelled file here)."""
+    """Model or run folder. Left out, the model that ships with this program answers; with --predictions no model does."""
     file: Positional[Path | None] = None
-    """Labelled questions: SQuAD 1.1, SQuAD 2.0 or MRQA, plain or .gz."""
+    """Labelled questions: SQuAD 1.1, SQuAD 2.0 or MRQA, plain or .gz. With only one path given, that is this file."""
     predictions: Path | None = None
     """Score this file (JSON: question id → answer text) instead of running a model."""
     output: Path | None = None
@@ -212,26 +213,25 @@ def run_evaluate_qa(config: EvaluateQAConfig) -> None:
             write_atomic(config.output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
             print(f"wrote {config.output}/metrics.json")
         return
-    if config.file is None:
-        raise UserError("give a model folder and a labelled file: spanbert evaluate qa MODEL FILE")
-    answerer = QuestionAnswerer.load(
-        config.model, device=config.device, precision=config.precision, backend=config.backend
-    )
+    if config.file is None and config.model.is_dir():
+        raise UserError(f"give a labelled file too: spanbert evaluate qa {config.model} FILE")
+    folder, file = (config.model, config.file) if config.file is not None else (qa_model_path(), config.model)
+    answerer = QuestionAnswerer.load(folder, device=config.device, precision=config.precision, backend=config.backend)
     changes = {name: getattr(config, name) for name in ("window", "stride", "null_threshold")}
     settings = replace(answerer.settings, **{name: value for name, value in changes.items() if value is not None})
     settings.windows.check(answerer.model.config.max_position_embeddings)
     if config.null_threshold is not None and not settings.null_allowed:
-        raise UserError(f"{config.model} was not trained on unanswerable questions: --null-threshold has no meaning.")
+        raise UserError(f"{folder} was not trained on unanswerable questions: --null-threshold has no meaning.")
     if config.batch_tokens < 1:
         raise UserError(f"--batch-tokens {config.batch_tokens}: give at least 1.")
     questions = read_question_set(
-        config.file, answerer.tokenizer, settings, check_offsets=not config.ignore_offsets, limit=config.limit
+        file, answerer.tokenizer, settings, check_offsets=not config.ignore_offsets, limit=config.limit
     )
-    print(f"{config.file}: {len(questions):,} questions, {questions.windows:,} windows")
+    print(f"{file}: {len(questions):,} questions, {questions.windows:,} windows")
     machine = replace(answerer.machine, tokens=config.batch_tokens)
     evaluation = evaluate_model(answerer.model, questions, settings, machine)
     print(describe(evaluation.metrics))
     if config.output is not None:
         write_evaluation(config.output, evaluation)
         print(f"wrote predictions.json, null_odds.json, nbest.json and metrics.json in {config.output}")
-    print(f'next: spanbert ask {config.model} --context FILE "your question"')
+    print(f'next: spanbert ask {folder} --context FILE "your question"')

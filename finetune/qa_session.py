@@ -23,6 +23,7 @@ from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.models import SpanBertForQuestionAnswering
 from spanbert.runs import RunFolder, find_model, plot_curves
+from spanbert.shipped import encoder_path
 from spanbert.tokenizer import Tokenizer
 
 
@@ -40,7 +41,7 @@ def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBer
         model = build_model(SpanBertForQuestionAnswering, shape, config.seed, backend=backend)
         print(f"starting from random weights: {config.size}")
         return model.to(device), tokenizer
-    folder = find_model(Path(config.init))
+    folder = encoder_path() if config.init == "shipped" else find_model(Path(config.init))
     model, report = load_model(
         folder, SpanBertForQuestionAnswering, seed=config.seed, config_overrides=dropout, backend=backend
     )

@@ -137,7 +137,7 @@ def test_predictions_file_scores_and_missing_answers(data: Path, tmp_path: Path,
     ("arguments", "message"),
     [
         ({"model": "nowhere", "file": "qa_v1.json"}, "nowhere: no such folder"),
-        ({"model": "MODEL"}, "give a model folder and a labelled file"),
+        ({"model": "MODEL"}, "give a labelled file too"),
         ({"model": "MODEL", "file": "qa_malformed.json"}, "off-by-one"),
         ({"model": "MODEL", "file": "qa_v1.json", "limit": 0}, "--limit 0"),
         ({"model": "MODEL", "file": "qa_v1.json", "stride": 40}, "stride 40 must be below"),
