@@ -1,0 +1,233 @@
+"""Put trained models into the package: bf16 folders with model cards, everything in the cards measured on the way.
+
+    python -m benchmarks.ship --encoder RUN --qa RUN --dev dev-v1.1.json.gz --also xquad.en.json.gz qed.json.gz \
+      --corpus wikipedia.txt.xz
+
+Each folder is converted, loaded again, scored as it will be used, and only then put in its place (`spanbert/weights/`), whole or
+not at all. The cards' commands come from the runs' config.json, the cost from their metrics.jsonl. With a corpus, scores are
+given apart for questions whose paragraphs the encoder has read (`benchmarks.overlap`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from benchmarks import cold_start, overlap
+from benchmarks.model_card import encoder_card, qa_card
+from benchmarks.recipe import commands, config_of, cost, place, run_of
+from benchmarks.shipped_scores import (
+    answer_all,
+    answers_to_examples,
+    encoder_scores,
+    fills_of_examples,
+    labelled,
+    load_whole,
+    mistakes,
+)
+from finetune.qa_config import FinetuneQAConfig
+from finetune.qa_evaluate import describe, write_evaluation
+from pretrain.config import PretrainConfig
+from spanbert.config import read_json
+from spanbert.device import choose_device, choose_precision
+from spanbert.device import describe as describe_device
+from spanbert.encoder import count_parameters
+from spanbert.errors import UserError
+from spanbert.export_checkpoint import ExportConfig, run_export
+from spanbert.files import atomic_folder, write_atomic
+from spanbert.models import SpanBertForPretraining, SpanBertForQuestionAnswering
+from spanbert.shipped import WEIGHTS
+from spanbert.tokenizer import Tokenizer
+
+MOST_BYTES = 70_000_000
+
+
+@dataclass(frozen=True)
+class ShipConfig:
+    """Write the shipped models and their cards from run folders."""
+
+    encoder: Path
+    """Run of `spanbert pretrain`."""
+    qa: Path
+    """Run of `spanbert finetune qa`."""
+    dev: Path
+    """Labelled questions to score the question-answering model on."""
+    also: tuple[Path, ...] = ()
+    """More labelled files."""
+    corpus: tuple[str, ...] = ()
+    """The pretraining text: to tell questions on paragraphs that the encoder has read from others."""
+    text: Path = Path("sample/text.txt")
+    """What the card's example questions are about."""
+    note: str = ""
+    """A sentence for the cards about how the models were made, where commands do not say it all."""
+    sequences: int = 512
+    """Held-out blocks to score the encoder on."""
+    samples: int = 12
+    """Wrong answers shown."""
+    limit: int | None = None
+    """Score on the first N questions of each file only (a rehearsal)."""
+    output: Path = WEIGHTS
+    """Folder that gets encoder/ and qa/."""
+    results: Path | None = None
+    """Also write the facts behind the cards here, and the answers to the dev file."""
+
+
+def ship(config: ShipConfig) -> None:
+    """Raises UserError when a run is not what it should be, a head is untrained, or the whole is too large."""
+    encoder_run, qa_run = (run_of(path) or path for path in (config.encoder, config.qa))
+    if not isinstance(config_of(encoder_run), PretrainConfig) or not isinstance(config_of(qa_run), FinetuneQAConfig):
+        raise UserError("--encoder wants a run of `spanbert pretrain`, --qa one of `spanbert finetune qa`")
+    facts = {
+        "encoder": put(config.output / "encoder", encoder_run, "pretraining", encoder_card, config, encoder_facts),
+        "qa": put(config.output / "qa", qa_run, "qa", qa_card, config, qa_facts),
+    }
+    size = sum(file.stat().st_size for file in config.output.rglob("*") if file.is_file())
+    if config.results is not None:
+        write_atomic(config.results / "facts.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    print(f"{config.output}: {size / 1e6:.1f} MB of at most {MOST_BYTES / 1e6:.0f}")
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{config.output} has {size / 1e6:.1f} MB, more than a package should carry: ship smaller models"
+        )
+
+
+def put(
+    folder: Path,
+    run: Path,
+    task: str,
+    card: Callable[[dict[str, Any]], str],
+    config: ShipConfig,
+    gather: Callable[[Path, Path, ShipConfig], dict[str, Any]],
+) -> dict[str, Any]:
+    """Convert, measure, describe, and only then replace what was there → the facts of the card."""
+    with atomic_folder(folder) as aside:
+        with contextlib.redirect_stdout(io.StringIO()):  # it names a folder that is about to be renamed
+            run_export(ExportConfig(run, aside, dtype="bf16", task=task))
+        facts = origin_facts(run, aside, config) | gather(aside, run, config)
+        (aside / "README.md").write_text(card(facts), encoding="utf-8")
+    print(f"wrote {folder}")
+    return facts
+
+
+def origin_facts(run: Path, folder: Path, config: ShipConfig) -> dict[str, Any]:
+    """What both cards say: where the model comes from, what it cost, where it was measured."""
+    runs, encoder_run = [run], run
+    while (earlier := earlier_run(runs[0])) is not None:
+        runs.insert(0, earlier)
+    for candidate in runs:
+        if isinstance(config_of(candidate), PretrainConfig):
+            encoder_run = candidate
+    settings = config_of(encoder_run)
+    prepared = place(settings.data, encoder_run, settings.output) if isinstance(settings, PretrainConfig) else None
+    inputs = read_json(prepared / "prepare.json")["inputs"] if prepared else []
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    return {
+        "commands": commands(run),
+        "costs": [{"run": one.name, **dataclasses.asdict(cost(one))} for one in runs],
+        "inputs": ", ".join(Path(entry[0]).name if isinstance(entry, list) else str(entry) for entry in inputs),
+        "note": config.note,
+        "seed": config_of(run).seed,
+        "fingerprint": Tokenizer.load(folder).fingerprint,
+        "precision": choose_precision(choose_device()),
+        "machine": f"{describe_device(choose_device())}, {platform.machine()}",
+        "commit": commit or "unknown",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def earlier_run(run: Path) -> Path | None:
+    """The run that this one started from."""
+    config = config_of(run)
+    origin = config.init_from if isinstance(config, PretrainConfig) else Path(config.init)
+    return None if origin is None else run_of(place(origin, run, config.output))
+
+
+def shape_of(folder: Path, model: torch.nn.Module) -> str:
+    raw = read_json(folder / "config.json")
+    return (
+        f"{raw['num_hidden_layers']} layers of width {raw['hidden_size']}, {raw['num_attention_heads']} heads, a cased "
+        f"vocabulary of {raw['vocab_size']:,} pieces, {count_parameters(model):,} parameters, stored as bf16"
+    )
+
+
+def encoder_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
+    model = load_whole(folder, SpanBertForPretraining, ("mlm", "sbo"))
+    settings = config_of(run)
+    assert isinstance(settings, PretrainConfig)
+    data = place(settings.data, run, settings.output)
+    scores = encoder_scores(folder, data, settings.mask, config.sequences, settings.seed)
+    print(f"held-out blocks of {data.name}: MLM {scores['mlm_loss']:.3f}, SBO {scores['sbo_loss']:.3f} nats")
+    return {
+        "shape": shape_of(folder, model),
+        "data": data.name,
+        "sequences": config.sequences,
+        "scores": scores,
+        "fills": fills_of_examples(folder),
+    }
+
+
+def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
+    model = load_whole(folder, SpanBertForQuestionAnswering, ("qa_outputs",))
+    settings = config_of(run)
+    assert isinstance(settings, FinetuneQAConfig)
+    train = place(settings.train, run, settings.output)
+    evaluations = {}
+    for file in (config.dev, *config.also):
+        evaluations[file.name] = answer_all(folder, file, config.limit)
+        print(f"{file.name}: {describe(evaluations[file.name].metrics)}")
+    predictions = evaluations[config.dev.name].predictions
+    if config.results is not None:
+        write_evaluation(config.results, evaluations[config.dev.name])
+    facts = {
+        "shape": shape_of(folder, model),
+        "null_allowed": bool(read_json(folder / "config.json").get("qa", {}).get("null_allowed")),
+        "train": train.name,
+        "dev": config.dev.name,
+        "scores": {name: evaluation.metrics for name, evaluation in evaluations.items()},
+        "overlap": seen_before(config, train, predictions),
+        "examples": answers_to_examples(folder, config.text.read_text(encoding="utf-8")),
+        "cold_start": dataclasses.asdict(cold_start.measure(folder.resolve())),
+    }
+    stored = run / "metrics.json"
+    if stored.is_file() and settings.dev is not None and settings.dev.name == config.dev.name:
+        facts["fp32"] = read_json(stored)
+    by_word, wrong = mistakes(labelled(config.dev), predictions, config.samples)
+    return facts | {"by_word": by_word, "wrong": [dataclasses.asdict(one) for one in wrong]}
+
+
+def seen_before(config: ShipConfig, train: Path, predictions: dict[str, str]) -> dict[str, Any] | None:
+    """None when there is nothing to compare with."""
+    training = (train,) if train.is_file() else ()
+    if not config.corpus and not training:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        answers = Path(temporary) / "predictions.json"
+        answers.write_text(json.dumps(predictions), encoding="utf-8")
+        return overlap.run(overlap.OverlapConfig(config.dev, corpus=config.corpus, train=training, predictions=answers))
+
+
+def main() -> int:
+    try:
+        ship(tyro.cli(ShipConfig, description=ShipConfig.__doc__))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
