@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 # torch comes first: an unpinned one would pull gigabytes of CUDA packages
 TORCH  ?= torch==2.13.0
 
-.PHONY: help setup demo test test-slow lint format gpu bench-masking clean
+.PHONY: help setup demo test test-slow lint format gpu bench-masking ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ format: setup  ## apply ruff's fixes and format
 
 bench-masking: setup  ## masks per second beside transformers' collators
 	$(BIN)/python -m benchmarks.masking
+
+ablation: setup  ## masks, SBO, single sequences at equal compute (docs/ablation.md): make ablation ARGS="blocks --train …"
+	$(BIN)/python -m benchmarks.ablation $(ARGS)
 
 gpu: setup  ## all GPU tests and benchmarks (results below $$OUT, else benchmarks/results)
 	$(BIN)/python -m benchmarks.gpu
