@@ -186,13 +186,13 @@ def write_report(config: AblationConfig) -> None:
 
 
 def _job(config: AblationConfig) -> None:
-    sys.exit(_exit_status(work, config))
+    sys.exit(_exit_status(lambda: work(config)))
 
 
-def _exit_status(function: Callable[[AblationConfig], None], config: AblationConfig) -> int:
+def _exit_status(function: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's word for Ctrl-C
     try:
-        function(config)
+        function()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -204,7 +204,7 @@ def _exit_status(function: Callable[[AblationConfig], None], config: AblationCon
 
 
 def main() -> None:
-    sys.exit(_exit_status(run, tyro.cli(AblationConfig, description=__doc__)))
+    sys.exit(_exit_status(lambda: run(tyro.cli(AblationConfig, description=__doc__))))
 
 
 if __name__ == "__main__":
