@@ -114,8 +114,6 @@ def claim(folder: Path) -> Iterator[bool]:
 def work(config: AblationConfig) -> None:
     """Go through all runs and do those that nobody has done or is doing. What a run says goes to its log.txt."""
     tune_allocator()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     for name, seed, folder in run_folders(config):
         with claim(folder) as ours:
             if not ours or (folder / "result.json").exists():
@@ -130,6 +128,7 @@ def work(config: AblationConfig) -> None:
 
 def run(config: AblationConfig) -> None:
     """Do what is to be done, then report all that has been. Raises UserError when a job could not."""
+    use_threads(config)
     if (config.output / "config.json").exists():
         check_same_config(config.output, config, MAY_DIFFER)
     else:
@@ -149,6 +148,7 @@ def run(config: AblationConfig) -> None:
         except KeyboardInterrupt:
             for job in jobs:
                 job.terminate()  # they stop after their step, and save
+            for job in jobs:
                 job.join()
             raise
         if any(job.exitcode for job in jobs):
@@ -185,7 +185,13 @@ def write_report(config: AblationConfig) -> None:
     print(f"\n{text}\n\nwrote report.md, results.json{drawn} in {config.output}")
 
 
+def use_threads(config: AblationConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def _job(config: AblationConfig) -> None:
+    use_threads(config)
     sys.exit(_exit_status(lambda: work(config)))
 
 
