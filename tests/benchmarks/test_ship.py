@@ -1,0 +1,204 @@
+"""Runs become package folders: bf16, complete, with cards that say what the runs did; anything less is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import load_file
+
+from benchmarks import ship as ship_module
+from benchmarks.cold_start import ColdStart, measure
+from benchmarks.model_card import table
+from benchmarks.recipe import Cost, command_line, commands, cost, place, run_of
+from benchmarks.ship import ShipConfig, ship
+from benchmarks.shipped_scores import labelled, mistakes, question_word
+from finetune.qa_config import FinetuneQAConfig
+from finetune.qa_train import run_finetune_qa
+from pretrain.config import PretrainConfig
+from pretrain.loop import run_pretrain
+from pretrain.masking import MaskConfig
+from pretrain.prepare import PrepareConfig, run_prepare
+from pretrain.train_tokenizer import train_wordpiece
+from spanbert.checkpoint import build_model, save_model
+from spanbert.config import EncoderConfig
+from spanbert.errors import UserError
+from spanbert.models import SpanBertForPretraining
+
+DATA = Path(__file__).parents[1] / "data"
+TEXT = DATA / "wikipedia_articles.txt"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny runs: pretrained for 6 steps from a small random model, fine-tuned for one epoch."""
+    folder = tmp_path_factory.mktemp("work")
+    tokenizer = train_wordpiece([p.read_text(encoding="utf-8") for p in (TEXT, DATA / "qa_v1.json")], vocab_size=600)
+    tokenizer.save(folder / "tok")
+    shape = EncoderConfig(tokenizer.vocab_size, 32, 1, 2, 64, max_position_embeddings=64, sbo_position_size=8)
+    save_model(folder / "start", build_model(SpanBertForPretraining, shape, 0), tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
+        patch.setattr("spanbert.runs.open_trackers", lambda *_, **__: [])
+        prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
+        run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))
+        options = {"batch_size": 8, "lr": 1e-3, "log_every": 2, "warmup": 1, "device": "cpu", "precision": "fp32"}
+        pretraining = PretrainConfig(Path("blocks"), Path("pretrained"), init_from=Path("start"), steps=6, **options)
+        run_pretrain(pretraining)
+        windows = {"window": 64, "stride": 16, "max_question": 40, "epochs": 1, "device": "cpu"}
+        files = {"train": DATA / "qa_v1.json", "dev": DATA / "qa_v1.json"}
+        run_finetune_qa(FinetuneQAConfig(init="pretrained/model", output=Path("runs/qa"), **files, **windows))
+    return folder
+
+
+@pytest.fixture
+def config(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShipConfig:
+    """Without the processes that measure the cold start."""
+    monkeypatch.setattr(ship_module.cold_start, "measure", lambda _: ColdStart(1.25, 0.125, 5, 0.5))
+    (tmp_path / "text.txt").write_text("The canal was opened in 1869.")
+    return ShipConfig(
+        encoder=work / "pretrained",
+        qa=work / "runs" / "qa",
+        dev=DATA / "qa_v1.json",
+        also=(DATA / "qa_v2.json",),
+        corpus=(str(TEXT),),
+        text=tmp_path / "text.txt",
+        note="A note.",
+        output=tmp_path / "weights",
+        results=tmp_path / "results",
+    )
+
+
+def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> None:
+    ship(config)
+    for kind, run in (("encoder", config.encoder), ("qa", config.qa)):
+        stored = load_file(config.output / kind / "model.safetensors")
+        trained = load_file(run / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+        assert all(torch.equal(tensor, trained[name].bfloat16()) for name, tensor in stored.items())
+    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "qa"]
+
+    facts = json.loads((config.results / "facts.json").read_text())
+    card = (config.output / "qa" / "README.md").read_text(encoding="utf-8")
+    assert f"| qa_v1.json | {facts['qa']['scores']['qa_v1.json']['exact']:.2f} |" in card
+    assert "qa_v2.json" in card
+    assert "before rounding to bf16" in card
+    assert "1.25 s, of which loading the model 0.12 s" in card
+    assert "spanbert pretrain blocks --output pretrained --init-from start --steps 6 --batch-size 8 --lr 0.001" in card
+    assert "spanbert finetune qa --train qa_v1.json --output qa --init pretrained" in card
+    assert facts["qa"]["overlap"]["train"][0]["paragraphs_whole"] == 2
+    assert "qa_v1.json holds 2 of these paragraphs whole" in card, "trained on what it is examined on: the card says it"
+    assert "A note." in card
+    for words in ("CC BY-SA 3.0", "CC BY-SA 4.0", "It always answers"):
+        assert words in card
+    encoder = (config.output / "encoder" / "README.md").read_text(encoding="utf-8")
+    scores = facts["encoder"]["scores"]
+    assert f"| {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |" in encoder
+    assert "`The war ended in [SPAN:1].` | SBO |" in encoder
+    for text in (card, encoder):
+        assert str(config.qa.parent) not in text
+        assert "wikipedia_articles.txt" in text
+
+
+def test_a_wrong_kind_of_run_is_refused(config: ShipConfig) -> None:
+    with pytest.raises(UserError, match="--encoder wants a run of `spanbert pretrain`"):
+        ship(dataclasses.replace(config, encoder=config.qa))
+    with pytest.raises(UserError, match=r"config\.json is not that of a run"):
+        ship(dataclasses.replace(config, encoder=config.encoder.parent / "start"))
+
+
+def test_what_is_too_large_is_an_error(config: ShipConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ship_module, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="more than a package should carry"):
+        ship(config)
+
+
+def test_a_failure_leaves_the_old_weights(config: ShipConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ship(config)
+    before = (config.output / "qa" / "README.md").read_bytes()
+    with pytest.raises(UserError, match="no such file"):
+        ship(dataclasses.replace(config, dev=config.dev.with_name("absent.json")))
+    assert (config.output / "qa" / "README.md").read_bytes() == before
+    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "qa"]
+
+
+def test_commands_of_a_run_are_taken_by_the_command_line(work: Path) -> None:
+    lines = commands(work / "runs" / "qa")
+    assert [shlex.split(line)[1] for line in lines] == ["tokenizer", "prepare", "pretrain", "finetune"]
+    again = tyro.cli(PretrainConfig, args=shlex.split(lines[2])[2:])
+    assert (again.steps, again.batch_size, again.lr, again.init_from) == (6, 8, 1e-3, Path("start"))
+
+
+def test_a_command_line_gives_back_the_config() -> None:
+    mask = MaskConfig(budget="reference", special_boundaries=False)
+    config = PretrainConfig(
+        Path("blocks"),
+        Path("run"),
+        stream=("a b.txt", "c"),
+        minutes=1.5,
+        warmup=0.06,
+        mask=mask,
+        sbo=False,
+        compile=True,
+    )
+    line = command_line("pretrain", config, positional=("data",))
+    assert tyro.cli(PretrainConfig, args=shlex.split(line)[2:]) == config
+
+
+def test_what_a_run_cost(work: Path, tmp_path: Path) -> None:
+    assert cost(work / "pretrained").steps == 6
+    assert cost(work / "runs" / "qa").tokens > 100
+    records = [
+        {"step": 10, "tokens": 4000, "tokens_per_second": 2.0},
+        {"step": 20, "tokens": 7600, "tokens_per_second": 1.0},
+    ]
+    lines = [json.dumps({"split": "train", **record}) for record in records]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 20, "split": "validation"})]))
+    assert cost(tmp_path) == Cost(20, 7600, (2000 + 3600) / 3600)
+
+
+def test_paths_of_a_run_are_found_from_anywhere(work: Path) -> None:
+    assert place(Path("pretrained/model"), work / "runs" / "qa", Path("runs/qa")) == work / "pretrained" / "model"
+    assert run_of(work / "pretrained" / "model") == work / "pretrained"
+    assert run_of(work / "start") is None
+
+
+@pytest.mark.parametrize(
+    ("question", "word"),
+    [
+        ("When was it built?", "when"),
+        ("In what year did it end?", "what"),
+        ("How many ships were there?", "how many"),
+        ("Name the king who lost.", "who"),
+        ("Is it large?", "other"),
+    ],
+)
+def test_the_asking_word(question: str, word: str) -> None:
+    assert question_word(question) == word
+
+
+def test_mistakes_are_a_fixed_sample_of_the_wrong_answers() -> None:
+    questions = labelled(DATA / "qa_v1.json")
+    predictions = {
+        question.id: question.answers[0] if number % 2 else "nonsense" for number, question in enumerate(questions)
+    }
+    rows, wrong = mistakes(questions, predictions, samples=2)
+    assert sum(count for _, count, _, _ in rows) == len(questions)
+    assert len(wrong) == 2
+    assert all(one.answered == "nonsense" and one.f1 == 0 for one in wrong)
+    assert mistakes(questions, predictions, samples=2)[1] == wrong
+
+
+def test_texts_cannot_break_a_table() -> None:
+    assert table(("a", "b"), [("x|y\nz", 1234)]).splitlines()[2] == "| x\\|y z | 1,234 |"
+
+
+def test_the_cold_start_is_measured_in_processes_of_their_own(config: ShipConfig) -> None:
+    found = measure(config.qa / "model", runs=1)
+    assert 0 < found.load < found.ask
