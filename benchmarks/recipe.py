@@ -17,6 +17,7 @@ from typing import Any
 from finetune.qa_config import FinetuneQAConfig
 from pretrain.config import PretrainConfig
 from pretrain.prepare import PrepareConfig
+from pretrain.start import MADE_BY, StartConfig
 from spanbert.config import from_dict, read_json
 from spanbert.errors import UserError
 from spanbert.runs import read_metrics
@@ -68,14 +69,24 @@ def commands(run: Path) -> list[str]:
     before = preparation(place(config.data, run, config.output)) if is_pretraining else []
     origin = config.init_from if is_pretraining else None if config.init == "random" else Path(config.init)
     if origin is not None:
-        earlier = run_of(place(origin, run, config.output))
-        before = [*(commands(earlier) if earlier else []), *before]
+        found = place(origin, run, config.output)
+        earlier = run_of(found)
+        before += commands(earlier) if earlier else beginning(found)
         origin = Path((earlier or origin).name)
     if is_pretraining:
         last = command_line("pretrain", dataclasses.replace(config, init_from=origin), positional=("data",))
     else:
         last = command_line("finetune qa", dataclasses.replace(config, init=str(origin or config.init)))
     return list(dict.fromkeys([*before, last]))
+
+
+def beginning(folder: Path) -> list[str]:
+    """The command that made a model which no run has trained, if `spanbert start` did."""
+    made = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if MADE_BY not in made:
+        return []
+    config = from_dict(StartConfig, made[MADE_BY], f"{folder}/config.json")
+    return [command_line("start", config, positional=("data",))]
 
 
 def preparation(data: Path) -> list[str]:

@@ -19,6 +19,7 @@ import spanbert
 COMMANDS = {
     "tokenizer train": ("pretrain.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
     "prepare": ("pretrain.prepare", "run_prepare", "turn text into blocks of tokens"),
+    "start": ("pretrain.start", "run_start", "make a new model that knows the corpus's counts, for short runs"),
     "pretrain": ("pretrain.loop", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     "finetune qa": ("finetune.qa_train", "run_finetune_qa", "train an extractive question-answering model"),
     "evaluate qa": (

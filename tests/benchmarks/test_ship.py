@@ -24,6 +24,7 @@ from pretrain.config import PretrainConfig
 from pretrain.loop import run_pretrain
 from pretrain.masking import MaskConfig
 from pretrain.prepare import PrepareConfig, run_prepare
+from pretrain.start import StartConfig, run_start
 from pretrain.train_tokenizer import train_wordpiece
 from spanbert.checkpoint import build_model, save_model
 from spanbert.config import EncoderConfig
@@ -133,6 +134,17 @@ def test_commands_of_a_run_are_taken_by_the_command_line(work: Path) -> None:
     assert [shlex.split(line)[1] for line in lines] == ["tokenizer", "prepare", "pretrain", "finetune"]
     again = tyro.cli(PretrainConfig, args=shlex.split(lines[2])[2:])
     assert (again.steps, again.batch_size, again.lr, again.init_from) == (6, 8, 1e-3, Path("start"))
+
+
+def test_a_start_from_counts_is_part_of_the_commands(work: Path, tmp_path: Path) -> None:
+    run_start(StartConfig(work / "blocks", tmp_path / "counted", size="mini", tokens=1000))
+    config = json.loads((work / "pretrained" / "config.json").read_text())
+    (tmp_path / "run").mkdir()
+    changed = config | {"init_from": str(tmp_path / "counted"), "data": str(work / "blocks"), "output": "run"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(changed))
+    lines = commands(tmp_path / "run")
+    assert lines[2] == "spanbert start blocks --output counted --size mini --tokens 1000"
+    assert "--init-from counted" in lines[3]
 
 
 def test_a_command_line_gives_back_the_config() -> None:
