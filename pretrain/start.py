@@ -6,7 +6,9 @@ which pieces keep company, and short runs end there. Both are known by counting:
 * the output biases of both heads become the pieces' log-frequencies, so the first loss is near the unigram baseline;
 * the word embeddings become a factorisation of the positive pointwise mutual information of neighbouring pieces (Levy,
   Goldberg and Dagan 2015: weight 1/distance, contexts smoothed by the power 3/4), turned at random so that no
-  coordinate is special, every row of the same length.
+  coordinate is special, every row of the same length;
+* the position embeddings, learned as ever, begin as sinusoids (Vaswani et al. 2017) of the size of the words: what
+  attention learns of "the piece to the left" in one place then holds in all, also beyond the blocks of a first stage.
 
 Everything else is BERT's initialisation. Long runs do not need it; see docs/decisions.md.
 """
@@ -51,7 +53,7 @@ class StartConfig:
     tokens: int = 20_000_000
     """Count over blocks, drawn by the seed, of about this many tokens."""
     std: float = 0.1
-    """Size of the embeddings' coordinates (BERT's is 0.02): larger ones let attention tell words apart sooner."""
+    """Size of the embeddings' coordinates (BERT's is 0.02): larger ones let attention tell words and places apart sooner."""
     seed: int = 0
     """Of the sample, the factorisation and all other weights."""
 
@@ -77,6 +79,9 @@ def run_start(config: StartConfig) -> None:
         model.mlm.bias.copy_(biases_V)
         model.sbo.bias.copy_(biases_V)
         model.encoder.embeddings.word.weight.copy_(factorise(ppmi_VV, shape.hidden_size, config.std, config.seed))
+        model.encoder.embeddings.position.weight.copy_(
+            config.std * sinusoids(shape.max_position_embeddings, shape.hidden_size)
+        )
     save_model(config.output, model, tokenizer, {UNTRAINED: ["mlm", "sbo"], MADE_BY: to_dict(config)})
     print(f"wrote {config.output}: {config.size}, from {len(flat_ids):,} tokens and {ppmi_VV._nnz():,} pairs of pieces")
     print(f"next: spanbert pretrain {config.data} --init-from {config.output} --output RUN_FOLDER")
@@ -146,3 +151,10 @@ def factorise(ppmi_VV: Tensor, hidden: int, std: float, seed: int) -> Tensor:
     length_V1 = rows_VH.norm(dim=1, keepdim=True)
     known_V1 = length_V1 > 1e-6
     return std * torch.where(known_V1, rows_VH * hidden**0.5 / length_V1.clamp(min=1e-6), random_VH)
+
+
+def sinusoids(positions: int, hidden: int) -> Tensor:
+    """(P, H) fp32: sines and cosines of the position at H/2 wavelengths from 2π to 20,000π, their mean square 1."""
+    wavelength_h = 10_000.0 ** (torch.arange(0, hidden, 2) / hidden)
+    angle_Ph = torch.arange(positions)[:, None] / wavelength_h
+    return 2**0.5 * torch.stack([angle_Ph.sin(), angle_Ph.cos()], -1).flatten(1)[:, :hidden]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.start import StartConfig, count_neighbours, factorise, mutual_information, run_start
+from pretrain.start import StartConfig, count_neighbours, factorise, mutual_information, run_start, sinusoids
 from spanbert.checkpoint import load_model
 from spanbert.errors import UserError
 from spanbert.models import SpanBertForPretraining
@@ -89,3 +90,14 @@ def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path) -> None:
         run_start(StartConfig(tmp_path / "there", tmp_path / "new"))
     with pytest.raises(UserError, match="--std must be above 0"):
         StartConfig(corpus, tmp_path / "new", std=0.0)
+
+
+def test_positions_begin_as_sinusoids() -> None:
+    """Against the formula written out; moving by one place is one rotation, the same everywhere."""
+    table_PH = sinusoids(50, 8)
+    for position in (0, 1, 49):
+        expected = [f(position / 10_000 ** (2 * i / 8)) * 2**0.5 for i in range(4) for f in (math.sin, math.cos)]
+        assert table_PH[position].tolist() == pytest.approx(expected, abs=1e-5)
+    next_to = (table_PH[:-1] * table_PH[1:]).sum(1)
+    assert next_to.numpy() == pytest.approx(np.full(49, next_to[0]), rel=1e-4)
+    assert sinusoids(50, 7).shape == (50, 7)
