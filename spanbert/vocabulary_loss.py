@@ -71,16 +71,15 @@ def _forward(ctx, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, tar
     for start in range(0, features_MH.shape[0], rows):
         chunk = slice(start, start + rows)
         x_cH, target_c = features_MH[chunk].to(dtype), targets_M[chunk, None]
-        logits_cV = (x_cH @ weight_VH.T).float().add_(bias_V)
-        top_c, argmax_c = logits_cV.max(-1, keepdim=True)
-        correct += (argmax_c == target_c).sum()
-        own_c = logits_cV.gather(1, target_c)
-        exp_cV = logits_cV.sub_(top_c).exp_()
-        total_c = exp_cV.sum(-1, keepdim=True)
-        loss_sum += (total_c.log() + top_c - own_c).sum()
+        logits_cV = torch.add(x_cH @ weight_VH.T, bias_V)  # fp32 whatever the product's dtype, in one pass
+        top_c, own_c = logits_cV.amax(-1, keepdim=True), logits_cV.gather(1, target_c)
+        correct += (own_c == top_c).sum()
+        probs_cV = torch.softmax(logits_cV, -1, out=logits_cV)  # one kernel, row by row in the cache
+        # −log p[target] from the largest probability, which cannot underflow as the target's can
+        loss_sum += (top_c - probs_cV.amax(-1, keepdim=True).log() - own_c).sum()
         if not with_gradient:
             continue
-        d_logits_cV = exp_cV.div_(total_c)
+        d_logits_cV = probs_cV
         d_logits_cV.scatter_add_(1, target_c, d_logits_cV.new_full(target_c.shape, -1.0))
         d_bias_V += d_logits_cV.sum(0)
         d_logits_cV = d_logits_cV.to(dtype)

@@ -24,10 +24,11 @@ def test_devices(monkeypatch):
 
 def test_precision_follows_the_matrix_units(monkeypatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert choose_precision(cpu) == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert choose_precision(cpu) == "fp32" and choose_precision(cpu, "bf16") == "bf16"
+    for amx, avx512_bf16, chosen in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512_bf16: has, raising=False)
+        assert choose_precision(cpu) == chosen
+    assert choose_precision(cpu, "bf16") == "bf16"
     with pytest.raises(UserError, match="--precision fp16: choose one of"):
         choose_precision(cpu, "fp16")
 
