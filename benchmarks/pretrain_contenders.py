@@ -7,6 +7,7 @@ position, fused AdamW. Ours climbs a ladder, one idea a rung, so that a reader s
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +65,7 @@ class Workload:
         return starts
 
 
-class Contender:
+class Contender(ABC):
     """``step(n)`` is one whole training step on the sequences of step n → its MLM loss, still on the device."""
 
     def __init__(self, work: Workload):
@@ -72,8 +73,8 @@ class Contender:
         self.device = torch.device(work.device)
         torch.manual_seed(work.seed)
 
-    def step(self, number: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, number: int) -> Tensor: ...
 
 
 class Transformers(Contender):
