@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pretrain.blocks import Blocks
+from pretrain.counter_rng import below, draw, sequence_keys, stream
 from pretrain.masking import MaskedBatch, Masker
 from spanbert.models import Targets
+
+SHIFT = 32  # purpose of the stream of shifts; those below are the masks'
 
 
 class MicroBatch(NamedTuple):
@@ -31,6 +34,8 @@ class MicroBatch(NamedTuple):
     cu_seqlens: Tensor
     max_seqlen: int
     targets: Targets
+    position_ids_T: Tensor | None = None
+    """int64; None: 0, 1, 2 … in each sequence."""
 
     @classmethod
     def of(cls, masked: MaskedBatch, pin: bool = False) -> MicroBatch:
@@ -57,7 +62,8 @@ class MicroBatch(NamedTuple):
             return tensor.to(device, non_blocking=True)
 
         targets = Targets(*map(move, self.targets))
-        return MicroBatch(move(self.input_ids_T), move(self.cu_seqlens), self.max_seqlen, targets)
+        positions_T = None if self.position_ids_T is None else move(self.position_ids_T)
+        return MicroBatch(move(self.input_ids_T), move(self.cu_seqlens), self.max_seqlen, targets, positions_T)
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,14 @@ class StepBatch:
     cursor: Any = None
     """Where the data continues after this step, for data that is a stream (``pretrain.streaming``)."""
 
-    @property
-    def micro_batches(self) -> list[MicroBatch]:
-        return [MicroBatch.of(part) for part in self.masked] if self.pinned is None else self.pinned
+    def micro_batches(self, seed: int = 0, shift_within: int | None = None) -> list[MicroBatch]:
+        """What the forward passes take. shift_within: rows of the table within which positions are shifted (by seed)."""
+        made = [MicroBatch.of(part) for part in self.masked] if self.pinned is None else self.pinned
+        if shift_within is None:
+            return made
+        keys = [sequence_keys(seed, epochs, indices) for epochs, indices in self.addresses]
+        positions = [shifted_positions(p.cu_seqlens, k, shift_within) for p, k in zip(self.masked, keys, strict=True)]
+        return [m._replace(position_ids_T=torch.from_numpy(p)) for m, p in zip(made, positions, strict=True)]
 
     @property
     def tokens(self) -> int:
@@ -90,6 +101,17 @@ class StepBatch:
 
     def pin_memory(self) -> StepBatch:
         return dataclasses.replace(self, pinned=[MicroBatch.of(part, pin=True) for part in self.masked])
+
+
+def shifted_positions(cu_seqlens: np.ndarray, keys_B: np.ndarray, table: int) -> np.ndarray:
+    """(T,) int64: each sequence's positions begin at a random place where it still fits into the table of positions.
+
+    Attention then cannot learn *where* but only *how far*, and short blocks train the whole table: what it learns holds
+    in longer ones (Kiyono et al. 2021, shifted absolute position embeddings). keys_B: ``sequence_keys``.
+    """
+    lengths_B = np.diff(cu_seqlens)
+    shift_B = below(draw(stream(keys_B, SHIFT), np.zeros(1, np.int64)), table - lengths_B + 1)
+    return np.arange(cu_seqlens[-1]) + np.repeat(shift_B - cu_seqlens[:-1], lengths_B)
 
 
 class DataOrder:

@@ -59,6 +59,9 @@ class PretrainConfig:
     sbo: bool = True
     """Train the span-boundary objective beside MLM."""
 
+    shift_positions: bool = False
+    """Begin each training sequence at a random position, so that short blocks train the whole table of positions."""
+
     seed: int = 0
     """Decides initialisation, order, masks and dropout."""
     device: str = "auto"

@@ -31,7 +31,9 @@ def micro_batch_loss(
     Returns the part to call backward on, and detached sums for reporting, (4,) fp64 on the device: MLM loss in nats,
     MLM targets that the model has right, then the same of SBO (zeros without it).
     """
-    mlm, sbo = model(batch.input_ids_T, batch.cu_seqlens, batch.max_seqlen, batch.targets, with_sbo)
+    mlm, sbo = model(
+        batch.input_ids_T, batch.cu_seqlens, batch.max_seqlen, batch.targets, with_sbo, batch.position_ids_T
+    )
     loss = mlm.loss_sum / max(counts.mlm, 1)
     if sbo is not None:
         loss = loss + sbo.loss_sum / max(counts.sbo, 1)

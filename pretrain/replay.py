@@ -44,7 +44,7 @@ def replay(
 def examine(batch: StepBatch, counts: TargetCounts, stepper: Stepper) -> None:
     """Print for each micro-batch its sequences, losses and gradient, and where the first number is not finite."""
     rank = f"rank {stepper.group.rank}, " if stepper.group.world > 1 else ""
-    parts = zip(batch.micro_batches, batch.addresses, strict=True)
+    parts = zip(stepper.micro_batches(batch), batch.addresses, strict=True)
     for number, (micro_batch, (epochs, indices)) in enumerate(parts):
         stepper.optimizer.zero_grad(set_to_none=True)
         with _watched(stepper.model) as seen:

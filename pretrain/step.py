@@ -59,11 +59,16 @@ class Stepper:
         Nothing here waits for the device.
         """
         sums_4 = torch.zeros(4, dtype=torch.float64, device=self.group.device)
-        micro_batches = batch.micro_batches
+        micro_batches = self.micro_batches(batch)
         for number, micro_batch in enumerate(micro_batches):
             with communicating(self.parallel, last=number == len(micro_batches) - 1):
                 sums_4 += self.backward(batch.step, number, micro_batch, counts)
         return sums_4, clip_gradients(self.parameters, self.config.clip_norm)
+
+    def micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
+        """This rank's parts of a step, positions shifted where the run asks for it."""
+        table = self.model.config.max_position_embeddings if self.config.shift_positions else None
+        return batch.micro_batches(self.config.seed, table)
 
     def backward(self, step: int, number: int, micro_batch: MicroBatch, counts: TargetCounts) -> Tensor:
         """Add micro-batch ``number``'s part to the gradients → its loss sums (4,)."""

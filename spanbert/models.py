@@ -40,10 +40,16 @@ class SpanBertForPretraining(nn.Module):
         initialise(self, config.initializer_range)
 
     def forward(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_seqlen: int, targets: Targets, with_sbo: bool = True
+        self,
+        input_ids_T: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        targets: Targets,
+        with_sbo: bool = True,
+        position_ids_T: Tensor | None = None,
     ) -> tuple[VocabularyLoss, VocabularyLoss | None]:
         """Summed losses (nats) over the batch's MLM and SBO targets (§3.3: the two are added, each over its own)."""
-        hidden_TH = self.encoder(input_ids_T, cu_seqlens, max_seqlen)
+        hidden_TH = self.encoder(input_ids_T, cu_seqlens, max_seqlen, position_ids_T=position_ids_T)
         embedding_VH = self.encoder.embeddings.word.weight
         features_MH = self.mlm(hidden_TH[targets.positions_M])
         mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M, self.encoder.backend)

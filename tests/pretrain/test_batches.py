@@ -129,9 +129,34 @@ def test_workers_survive_the_signals_that_stop_a_run(blocks, masker):
 
 def test_tensors_are_those_of_the_masked_batch(blocks, masker):
     batch = StepBatches(blocks, masker, DataOrder(len(blocks), 8, 5), 64)[0]
-    for masked, micro in zip(batch.masked, batch.micro_batches, strict=True):
+    for masked, micro in zip(batch.masked, batch.micro_batches(), strict=True):
         assert isinstance(micro, MicroBatch)
         assert micro.input_ids_T.tolist() == masked.input_ids.tolist()
         assert micro.max_seqlen == int(np.diff(masked.cu_seqlens).max())
         assert micro.targets.positions_M.tolist() == masked.target_positions.tolist()
         assert micro.targets.sbo_K.tolist() == masked.sbo_targets.tolist()
+
+
+def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(blocks, masker):
+    """Each sequence's positions are consecutive and within the table; another cut of the batch shifts nobody otherwise."""
+    order, table, shifts = DataOrder(len(blocks), 24, 5), 40, {}
+    for budget in (24 * 32, 64):
+        batches = StepBatches(blocks, masker, order, budget)
+        found = {}
+        for step in range(20):
+            batch = batches[step]
+            parts = zip(batch.micro_batches(seed=5, shift_within=table), batch.addresses, strict=True)
+            for micro, (epochs, indices) in parts:
+                edges = micro.cu_seqlens.tolist()
+                for n, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+                    positions = micro.position_ids_T[first:last]
+                    assert positions.diff().eq(1).all()
+                    assert positions[0] >= 0
+                    assert positions[-1] < table
+                    found[int(epochs[n]), int(indices[n])] = int(positions[0]), last - first
+        assert shifts in ({}, found)
+        shifts = found
+    full = [shift for shift, length in shifts.values() if length == 32]
+    assert set(full) == set(range(table - 32 + 1)), "every place where a block fits is used"
+    other_seed = batch.micro_batches(seed=6, shift_within=table)
+    assert any(not a.position_ids_T.equal(b.position_ids_T) for a, b in zip(batch.micro_batches(5, table), other_seed))

@@ -70,6 +70,29 @@ def test_curves_and_tensorboard(config, monkeypatch):
     assert (without.output / "model").exists()
 
 
+def test_shifted_positions_reach_the_model_in_training_only(config, tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    forward = SpanBertForPretraining.forward
+
+    def watch(model, *inputs):
+        seen[model.training].append(inputs[5])
+        return forward(model, *inputs)
+
+    monkeypatch.setattr(SpanBertForPretraining, "forward", watch)
+    plain = {"steps": 3, "eval_every": 3, "dropout": 0.0, "attention_dropout": 0.0}
+    run_pretrain(config(**plain, shift_positions=True, output=tmp_path / "shifted"))
+    assert seen[False] == [None] * len(seen[False])
+    assert seen[True]
+    starts = torch.cat([p[:1] for p in seen[True]])
+    assert any((positions.diff() != 1).any() and positions.max() < 32 for positions in seen[True])
+    assert len(starts) > 3
+    run_pretrain(config(**plain, shift_positions=True, output=tmp_path / "again", micro_batch_size=8))
+    run_pretrain(config(**plain, output=tmp_path / "plain"))
+    losses = [read_metrics(tmp_path / name / "metrics.jsonl")[-1]["mlm_loss"] for name in ("shifted", "again", "plain")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5), "shifts do not depend on how a step is cut"
+    assert abs(losses[0] - losses[2]) > 1e-5
+
+
 def test_without_sbo_and_without_held_out_blocks(config, corpus, tmp_path, capsys):
     prepare_again(corpus, tmp_path / "data", validation_share=0.0)
     options = config(sbo=False, data=tmp_path / "data")

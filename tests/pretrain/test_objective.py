@@ -42,7 +42,7 @@ def gradients(config: PretrainConfig, group: Group, micro: int, world_parts: int
     stepper = Stepper(config, group, model, parallel.train(), optimizer, "fp32")
     order = DataOrder(len(blocks), 32, 5)
     batch = StepBatches(blocks, masker, order, micro * blocks.block_length, group.rank, group.world)[3]
-    assert len(batch.micro_batches) >= world_parts
+    assert len(batch.micro_batches()) >= world_parts
     sums_4, norm = stepper.gradients(batch, agree(group, batch, 0.0, False).counts)
     named = {name: p.grad for name, p in model.named_parameters()}
     whole = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in named.items()}
