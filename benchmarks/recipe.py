@@ -52,14 +52,13 @@ def run_of(path: Path) -> Path | None:
     return None
 
 
-def place(path: Path, run: Path, output: Path) -> Path:
-    """A path that a run's config names, which may be relative to where the command was given."""
-    inner = output.parts
-    start = run.resolve()
-    for part in () if output.is_absolute() else reversed(inner):
-        if start.name == part:
-            start = start.parent
-    return path if path.is_absolute() else start / path
+def place(path: Path, folder: Path, output: Path) -> Path:
+    """A path in the config of a run (or start) that was told to write `output`, relative to where the command was given.
+
+    `folder` is where it lies now: it may have been renamed, or moved together with its neighbours.
+    """
+    depth = 1 if output.is_absolute() else max(len(output.parts), 1)
+    return path if path.is_absolute() else folder.resolve().parents[depth - 1] / path
 
 
 def commands(run: Path) -> list[str]:
@@ -73,6 +72,7 @@ def commands(run: Path) -> list[str]:
         earlier = run_of(found)
         before += commands(earlier) if earlier else beginning(found)
         origin = Path((earlier or origin).name)
+    config = dataclasses.replace(config, output=Path(run.resolve().name))  # which later commands name
     if is_pretraining:
         last = command_line("pretrain", dataclasses.replace(config, init_from=origin), positional=("data",))
     else:
@@ -81,12 +81,13 @@ def commands(run: Path) -> list[str]:
 
 
 def beginning(folder: Path) -> list[str]:
-    """The command that made a model which no run has trained, if `spanbert start` did."""
+    """The commands behind a model which no run has trained, if `spanbert start` made it."""
     made = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if MADE_BY not in made:
         return []
     config = from_dict(StartConfig, made[MADE_BY], f"{folder}/config.json")
-    return [command_line("start", config, positional=("data",))]
+    prepared = preparation(place(config.data, folder, config.output))
+    return [*prepared, command_line("start", config, positional=("data",))]
 
 
 def preparation(data: Path) -> list[str]:

@@ -143,6 +143,7 @@ def test_a_start_from_counts_is_part_of_the_commands(work: Path, tmp_path: Path)
     changed = config | {"init_from": str(tmp_path / "counted"), "data": str(work / "blocks"), "output": "run"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(changed))
     lines = commands(tmp_path / "run")
+    assert [line.split()[1] for line in lines] == ["tokenizer", "prepare", "start", "pretrain"]
     assert lines[2] == "spanbert start blocks --output counted --size mini --tokens 1000"
     assert "--init-from counted" in lines[3]
 
@@ -177,6 +178,7 @@ def test_what_a_run_cost(work: Path, tmp_path: Path) -> None:
 
 def test_paths_of_a_run_are_found_from_anywhere(work: Path) -> None:
     assert place(Path("pretrained/model"), work / "runs" / "qa", Path("runs/qa")) == work / "pretrained" / "model"
+    assert place(Path("blocks"), work / "qa-renamed", Path("qa")) == work / "blocks"
     assert run_of(work / "pretrained" / "model") == work / "pretrained"
     assert run_of(work / "start") is None
 
