@@ -88,7 +88,8 @@ class StepBatch:
             return made
         keys = [sequence_keys(seed, epochs, indices) for epochs, indices in self.addresses]
         positions = [shifted_positions(p.cu_seqlens, k, shift_within) for p, k in zip(self.masked, keys, strict=True)]
-        return [m._replace(position_ids_T=torch.from_numpy(p)) for m, p in zip(made, positions, strict=True)]
+        tensors = [torch.from_numpy(p) if self.pinned is None else torch.from_numpy(p).pin_memory() for p in positions]
+        return [m._replace(position_ids_T=p_T) for m, p_T in zip(made, tensors, strict=True)]
 
     @property
     def tokens(self) -> int:
