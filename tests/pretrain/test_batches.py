@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -148,7 +149,7 @@ def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(bloc
             parts = zip(batch.micro_batches(seed=5, shift_within=table), batch.addresses, strict=True)
             for micro, (epochs, indices) in parts:
                 edges = micro.cu_seqlens.tolist()
-                for n, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+                for n, (first, last) in enumerate(itertools.pairwise(edges)):
                     positions = micro.position_ids_T[first:last]
                     assert positions.diff().eq(1).all()
                     assert positions[0] >= 0
