@@ -71,7 +71,7 @@ def _forward(ctx, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, tar
     for start in range(0, features_MH.shape[0], rows):
         chunk = slice(start, start + rows)
         x_cH, target_c = features_MH[chunk].to(dtype), targets_M[chunk, None]
-        logits_cV = torch.add(x_cH @ weight_VH.T, bias_V)  # fp32 whatever the product's dtype, in one pass
+        logits_cV = torch.add(x_cH @ weight_VH.T, bias_V.float())  # fp32 whatever the product's dtype, in one pass
         top_c, own_c = logits_cV.amax(-1, keepdim=True), logits_cV.gather(1, target_c)
         correct += (own_c == top_c).sum()
         probs_cV = torch.softmax(logits_cV, -1, out=logits_cV)  # one kernel, row by row in the cache

@@ -90,3 +90,13 @@ def test_validation_without_gradients_gives_the_loss_of_training():
     assert not loss_sum.requires_grad
     trained = vocabulary_loss(features_MH, embedding_VH, bias_V, targets_M)
     assert loss_sum == trained.loss_sum and correct == trained.correct
+
+
+def test_a_model_in_bf16_still_has_an_fp32_softmax():
+    """The bias, also bf16 there, must not pull the logits' sum and the softmax down to eight bits."""
+    torch.manual_seed(0)
+    x, e, b = (torch.randn(shape).bfloat16() for shape in ((64, 16), (900, 16), (900,)))
+    targets = torch.randint(900, (64,))
+    logits = (x @ e.T).float() + b.float()
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    assert abs(vocabulary_loss(x, e, b, targets).loss_sum - expected) < 1e-5 * expected
