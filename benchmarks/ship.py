@@ -42,6 +42,7 @@ from benchmarks.shipped_scores import (
 from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_evaluate import describe, write_evaluation
 from pretrain.config import PretrainConfig
+from pretrain.masking import MaskConfig
 from spanbert.config import read_json
 from spanbert.device import choose_device, choose_precision
 from spanbert.device import describe as describe_device
@@ -125,9 +126,7 @@ def put(
 
 def origin_facts(run: Path, folder: Path, config: ShipConfig) -> dict[str, Any]:
     """What both cards say: where the model comes from, what it cost, where it was measured."""
-    runs, encoder_run = [run], run
-    while (earlier := earlier_run(runs[0])) is not None:
-        runs.insert(0, earlier)
+    runs, encoder_run = history(run), run
     for candidate in runs:
         if isinstance(config_of(candidate), PretrainConfig):
             encoder_run = candidate
@@ -156,6 +155,14 @@ def earlier_run(run: Path) -> Path | None:
     return None if origin is None else run_of(place(origin, run, config.output))
 
 
+def history(run: Path) -> list[Path]:
+    """The runs that made a model, first to last."""
+    runs = [run]
+    while (earlier := earlier_run(runs[0])) is not None:
+        runs.insert(0, earlier)
+    return runs
+
+
 def shape_of(folder: Path, model: torch.nn.Module) -> str:
     raw = read_json(folder / "config.json")
     return (
@@ -169,13 +176,19 @@ def encoder_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]
     settings = config_of(run)
     assert isinstance(settings, PretrainConfig)
     data = place(settings.data, run, settings.output)
-    scores = encoder_scores(folder, data, settings.mask, config.sequences, settings.seed)
-    print(f"held-out blocks of {data.name}: MLM {scores['mlm_loss']:.3f}, SBO {scores['sbo_loss']:.3f} nats")
+    all_scores = {}
+    for mask in dict.fromkeys((settings.mask, MaskConfig())):  # what it was trained on last, and the paper's masks
+        scores = encoder_scores(folder, data, mask, config.sequences, settings.seed)
+        name = f"{mask.scheme}, {mask.mask_share:.0%}"
+        print(
+            f"held-out blocks of {data.name}, {name}: MLM {scores['mlm_loss']:.3f}, SBO {scores['sbo_loss']:.3f} nats"
+        )
+        all_scores[name] = scores
     return {
         "shape": shape_of(folder, model),
         "data": data.name,
         "sequences": config.sequences,
-        "scores": scores,
+        "scores": all_scores,
         "fills": fills_of_examples(folder),
     }
 
@@ -195,7 +208,9 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
     facts = {
         "shape": shape_of(folder, model),
         "null_allowed": bool(read_json(folder / "config.json").get("qa", {}).get("null_allowed")),
-        "train": train.name,
+        "train": " and ".join(
+            one.train.name for one in map(config_of, history(run)) if isinstance(one, FinetuneQAConfig)
+        ),
         "dev": config.dev.name,
         "scores": {name: evaluation.metrics for name, evaluation in evaluations.items()},
         "overlap": seen_before(config, train, predictions),

@@ -107,7 +107,10 @@ def mistakes(
 def answers_to_examples(folder: Path, text: str) -> list[tuple[str, str, str, float]]:
     """(question, answer, what a reader would say, probability)."""
     answered = QuestionAnswerer.load(folder).answers([question for question, _ in ASKED], text)
-    return [(q, a[0].text, expected, a[0].probability) for (q, expected), a in zip(ASKED, answered, strict=True)]
+    return [
+        (question, best.text or "(no answer)", expected, best.probability)
+        for (question, expected), (best, *_) in zip(ASKED, answered, strict=True)
+    ]
 
 
 def encoder_scores(folder: Path, data: Path, mask: MaskConfig, sequences: int, seed: int = 0) -> dict[str, float]:

@@ -55,6 +55,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         windows = {"window": 64, "stride": 16, "max_question": 40, "epochs": 1, "device": "cpu"}
         files = {"train": DATA / "qa_v1.json", "dev": DATA / "qa_v1.json"}
         run_finetune_qa(FinetuneQAConfig(init="pretrained/model", output=Path("runs/qa"), **files, **windows))
+        files = {"train": DATA / "qa_v2.json", "dev": DATA / "qa_v2.json"}
+        run_finetune_qa(FinetuneQAConfig(init="runs/qa", output=Path("runs/qa-2"), **files, **windows))
     return folder
 
 
@@ -99,12 +101,25 @@ def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> No
     for words in ("CC BY-SA 3.0", "CC BY-SA 4.0", "It always answers"):
         assert words in card
     encoder = (config.output / "encoder" / "README.md").read_text(encoding="utf-8")
-    scores = facts["encoder"]["scores"]
+    (scores,) = facts["encoder"]["scores"].values()
     assert f"| {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |" in encoder
     assert "`The war ended in [SPAN:1].` | SBO |" in encoder
     for text in (card, encoder):
         assert str(config.qa.parent) not in text
         assert "wikipedia_articles.txt" in text
+
+
+def test_the_card_of_a_model_that_may_decline(config: ShipConfig) -> None:
+    file = DATA / "qa_v2.json"
+    ship(dataclasses.replace(config, qa=config.qa.with_name("qa-2"), dev=file, also=(DATA / "qa_v1.json",), corpus=()))
+    card = (config.output / "qa" / "README.md").read_text(encoding="utf-8")
+    facts = json.loads((config.results / "facts.json").read_text())["qa"]["scores"]
+    assert "may say that the text holds no answer" in card
+    assert "was chosen on qa_v2.json" in card
+    assert f"| {facts['qa_v2.json']['HasAns_f1']:.2f} | {facts['qa_v2.json']['NoAns_f1']:.2f} |" in card
+    assert "| qa_v1.json |" in card, "what it loses where every question has an answer"
+    assert "--init qa " in card, "the run before it"
+    assert "Fine-tuning: qa_v1.json and qa_v2.json, from SQuAD" in card
 
 
 def test_a_wrong_kind_of_run_is_refused(config: ShipConfig) -> None:
