@@ -96,7 +96,8 @@ def ship(config: ShipConfig) -> None:
         "encoder": put(config.output / "encoder", encoder_run, "pretraining", encoder_card, config, encoder_facts),
         "qa": put(config.output / "qa", qa_run, "qa", qa_card, config, qa_facts),
     }
-    size = sum(file.stat().st_size for file in config.output.rglob("*") if file.is_file())
+    files = (file for kind in facts for file in (config.output / kind).iterdir())  # not what a killed call left
+    size = sum(file.stat().st_size for file in files)
     if config.results is not None:
         write_atomic(config.results / "facts.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     print(f"{config.output}: {size / 1e6:.1f} MB of at most {MOST_BYTES / 1e6:.0f}")
@@ -177,9 +178,11 @@ def encoder_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]
     assert isinstance(settings, PretrainConfig)
     data = place(settings.data, run, settings.output)
     all_scores = {}
-    for mask in dict.fromkeys((settings.mask, MaskConfig())):  # what it was trained on last, and the paper's masks
+    masks = {
+        f"{mask.scheme}, {mask.mask_share:.0%}": mask for mask in (MaskConfig(), settings.mask)
+    }  # same name: its own
+    for name, mask in masks.items():
         scores = encoder_scores(folder, data, mask, config.sequences, settings.seed)
-        name = f"{mask.scheme}, {mask.mask_share:.0%}"
         print(
             f"held-out blocks of {data.name}, {name}: MLM {scores['mlm_loss']:.3f}, SBO {scores['sbo_loss']:.3f} nats"
         )

@@ -50,6 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
         run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))
         options = {"batch_size": 8, "lr": 1e-3, "log_every": 2, "warmup": 1, "device": "cpu", "precision": "fp32"}
+        options["mask"] = MaskConfig(scheme="subword", mask_share=0.3)
         pretraining = PretrainConfig(Path("blocks"), Path("pretrained"), init_from=Path("start"), steps=6, **options)
         run_pretrain(pretraining)
         windows = {"window": 64, "stride": 16, "max_question": 40, "epochs": 1, "device": "cpu"}
@@ -101,8 +102,12 @@ def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> No
     for words in ("CC BY-SA 3.0", "CC BY-SA 4.0", "It always answers"):
         assert words in card
     encoder = (config.output / "encoder" / "README.md").read_text(encoding="utf-8")
-    (scores,) = facts["encoder"]["scores"].values()
-    assert f"| {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |" in encoder
+    assert set(facts["encoder"]["scores"]) == {"subword, 30%", "geometric, 15%"}, "its own masks and the paper's"
+    for masks, scores in facts["encoder"]["scores"].items():
+        assert (
+            f"| {masks} | MLM, all masked pieces | {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |"
+            in encoder
+        )
     assert "`The war ended in [SPAN:1].` | SBO |" in encoder
     for text in (card, encoder):
         assert str(config.qa.parent) not in text
