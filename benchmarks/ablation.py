@@ -46,14 +46,14 @@ from finetune.qa_train import run_finetune_qa
 from pretrain.blocks import Blocks
 from pretrain.config import PretrainConfig
 from pretrain.loop import run_pretrain
-from spanbert.checkpoint import build_model, save_model
+from spanbert.checkpoint.model_folder import build_model, save_model
 from spanbert.config import read_json, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.models import SpanBertForPretraining
-from spanbert.runs import check_same_config, find_model, read_metrics
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import check_same_config, find_model, read_metrics
 
 
 def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:

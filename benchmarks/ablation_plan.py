@@ -18,13 +18,14 @@ from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_records import open_text
 from pretrain.config import PretrainConfig
 from pretrain.masking import MaskConfig
-from spanbert.checkpoint import encoder_config
-from spanbert.config import EncoderConfig, read_json
-from spanbert.encoder import train_flops_per_token
+from spanbert.checkpoint.model_folder import encoder_config
+from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.runs import find_model
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.config import EncoderConfig
+from spanbert.model.encoder import train_flops_per_token
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import find_model
 
 ArmName = Literal[
     "none", "subword", "subword+sbo", "whole_word", "whole_word+sbo", "geometric", "geometric+sbo", "geometric+nsp"

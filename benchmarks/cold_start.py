@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from spanbert.errors import UserError
-from spanbert.shipped import qa_model_path
+from spanbert.weights import qa_model_path
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / "sample" / "text.txt"

@@ -16,11 +16,11 @@ import torch
 import torch.multiprocessing as mp
 import tyro
 
-from spanbert.config import EncoderConfig
-from spanbert.encoder import Encoder
-from spanbert.group import join_group
-from spanbert.optim import adamw, clip_gradients
-from spanbert.parallel import PARALLEL, communicating, parallelise
+from spanbert.distributed import join_group
+from spanbert.model.config import EncoderConfig
+from spanbert.model.encoder import Encoder
+from spanbert.training.optim import adamw, clip_gradients
+from spanbert.training.parallel import PARALLEL, communicating, parallelise
 
 STEPS = 5
 

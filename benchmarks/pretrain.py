@@ -25,8 +25,8 @@ import tyro
 
 from benchmarks.pretrain_contenders import Entry, Ours, Workload, entries
 from spanbert.device import choose_device, describe, matrix_rate, tune_allocator
-from spanbert.encoder import train_flops_per_token
 from spanbert.files import write_atomic
+from spanbert.model.encoder import train_flops_per_token
 
 #: Tokens of the paper's recipe: 2.4 M steps of 256 × 512 (§4.2).
 RECIPE_TOKENS = 2_400_000 * 256 * 512

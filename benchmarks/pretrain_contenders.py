@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from pretrain.batches import MicroBatch
 from pretrain.masking import MaskConfig, Masker
-from spanbert.backend import resolve_backend
-from spanbert.config import EncoderConfig
 from spanbert.device import autocast
-from spanbert.models import SpanBertForPretraining
-from spanbert.optim import adamw, clip_gradients
+from spanbert.model.backend import resolve_backend
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.training.optim import adamw, clip_gradients
 
 PAD, UNK, CLS, SEP, MASK, SPECIALS = 0, 1, 2, 3, 4, 5
 #: Share of the pieces that continue a word, as in English.
@@ -187,7 +187,7 @@ class Ours(Contender):
         """None when, without dropout, this rung has the loss of transformers' model with the same weights."""
         from transformers import BertConfig, BertForMaskedLM
 
-        from spanbert.checkpoint import fill_model, usual_names
+        from spanbert.checkpoint.model_folder import fill_model, usual_names
 
         shape = dataclasses.replace(self.work.shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         sizes = {k: v for k, v in dataclasses.asdict(shape).items() if not k.startswith("sbo_")}
@@ -206,11 +206,11 @@ class Ours(Contender):
 
 
 def _use_plain_dropout() -> None:
-    """In this process masks are drawn by PyTorch, one number an element, as if ``spanbert.dropout`` had no bytes."""
-    import spanbert.attention
-    import spanbert.dropout
+    """In this process masks are drawn by PyTorch, one number an element, as if ``spanbert.model.dropout`` had no bytes."""
+    import spanbert.model.attention
+    import spanbert.model.dropout
 
-    spanbert.dropout.draws_bytes = spanbert.attention.draws_bytes = lambda _: False
+    spanbert.model.dropout.draws_bytes = spanbert.model.attention.draws_bytes = lambda _: False
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ from finetune.qa_predict import to_device
 from finetune.qa_records import QAReader
 from finetune.qa_train import step_windows
 from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
-from spanbert.checkpoint import load_model, save_model
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import describe
 from spanbert.files import write_atomic
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
-from spanbert.runs import find_model
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+from spanbert.training.run_folder import find_model
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CPU = torch.device("cpu")

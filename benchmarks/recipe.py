@@ -20,7 +20,7 @@ from pretrain.prepare import PrepareConfig
 from pretrain.start import MADE_BY, StartConfig
 from spanbert.config import from_dict, read_json
 from spanbert.errors import UserError
-from spanbert.runs import read_metrics
+from spanbert.training.run_folder import read_metrics
 
 #: Options that change neither data nor weights.
 UNSAID = ("resume", "device", "workers", "profile", "wandb", "replay")

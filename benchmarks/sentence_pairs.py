@@ -23,20 +23,20 @@ from pretrain.blocks import Blocks
 from pretrain.config import PretrainConfig
 from pretrain.masking import Masker
 from pretrain.schedule import Counters, Schedule
-from spanbert.backend import resolve_backend
-from spanbert.checkpoint import load_model, save_model
-from spanbert.config import EncoderConfig
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import autocast, choose_device, choose_precision
-from spanbert.dropout import dropout_key
-from spanbert.encoder import Encoder, initialise
 from spanbert.errors import UserError
-from spanbert.heads import MLMHead, Pooler
-from spanbert.models import Targets
-from spanbert.optim import adamw, clip_gradients, set_learning_rate, step_unless
-from spanbert.runs import RunFolder
-from spanbert.stop_request import StopRequest
-from spanbert.tokenizer import Tokenizer
-from spanbert.vocabulary_loss import VocabularyLoss, vocabulary_loss
+from spanbert.model.backend import resolve_backend
+from spanbert.model.config import EncoderConfig
+from spanbert.model.dropout import dropout_key
+from spanbert.model.encoder import Encoder, initialise
+from spanbert.model.heads import MLMHead, Pooler
+from spanbert.model.models import Targets
+from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.optim import adamw, clip_gradients, set_learning_rate, step_unless
+from spanbert.training.run_folder import RunFolder
+from spanbert.training.signals import StopRequest
 
 #: Blocks whose words are looked at together.
 CHUNK = 8192

@@ -43,16 +43,16 @@ from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_evaluate import describe, write_evaluation
 from pretrain.config import PretrainConfig
 from pretrain.masking import MaskConfig
+from spanbert.checkpoint.export_hub import ExportConfig, run_export
 from spanbert.config import read_json
 from spanbert.device import choose_device, choose_precision
 from spanbert.device import describe as describe_device
-from spanbert.encoder import count_parameters
 from spanbert.errors import UserError
-from spanbert.export_checkpoint import ExportConfig, run_export
 from spanbert.files import atomic_folder, write_atomic
-from spanbert.models import SpanBertForPretraining, SpanBertForQuestionAnswering
-from spanbert.shipped import WEIGHTS
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.encoder import count_parameters
+from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import WEIGHTS
 
 MOST_BYTES = 70_000_000
 

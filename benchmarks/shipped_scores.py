@@ -18,12 +18,12 @@ from pretrain.blocks import Blocks
 from pretrain.fill import fill
 from pretrain.masking import MaskConfig, Masker
 from pretrain.validation import Validation
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
 from spanbert.device import choose_device, choose_precision
+from spanbert.distributed import alone
 from spanbert.errors import UserError
-from spanbert.group import alone
-from spanbert.models import SpanBertForPretraining
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 QUESTION_WORDS = ("how many", "how much", "how", "who", "when", "where", "which", "why", "what")
 

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from finetune.qa_answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError
-from spanbert.shipped import qa_model_path
+from spanbert.weights import qa_model_path
 
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[。！？][」』”’）]*|\n")
 SENTENCE_REACH = 300  # characters shown at most on either side of an answer

@@ -12,14 +12,14 @@ from finetune.qa_decode import DecodeConfig, Decoded
 from finetune.qa_predict import Machine, predict
 from finetune.qa_records import MalformedRecord, Paragraph, Question
 from finetune.qa_windows import WindowConfig, build_question_set
-from spanbert.backend import resolve_backend
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
 from spanbert.config import from_dict
 from spanbert.device import choose_device, choose_precision
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.runs import find_model
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.backend import resolve_backend
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import find_model
 
 SETTINGS_KEY = "qa"  # in the checkpoint's config.json
 

@@ -21,9 +21,9 @@ from finetune.qa_windows import QuestionSet, build_question_set
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.shipped import qa_model_path
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import qa_model_path
 
 
 @dataclass(frozen=True)

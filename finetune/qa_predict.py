@@ -13,7 +13,7 @@ from finetune.qa_decode import DecodeConfig, Decoded, decode_question, windows_b
 from finetune.qa_windows import PackedWindows, QuestionSet
 from spanbert.device import autocast
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForQuestionAnswering
+from spanbert.model.models import SpanBertForQuestionAnswering
 
 CHUNK_WINDOWS = 4096  # logits of so many windows are held at a time
 

@@ -15,16 +15,17 @@ from finetune.qa_evaluate import Evaluation, describe, evaluate_model, read_ques
 from finetune.qa_predict import Machine
 from finetune.qa_records import QAReader, RecordReport
 from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
-from spanbert.backend import resolve_backend
-from spanbert.checkpoint import build_model, load_model, save_model, write_model
-from spanbert.checkpoint_store import CheckpointStore, load_training_state, save_training_state
-from spanbert.config import EncoderConfig, to_dict
+from spanbert.checkpoint.model_folder import build_model, load_model, save_model, write_model
+from spanbert.checkpoint.store import CheckpointStore, load_training_state, save_training_state
+from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.runs import RunFolder, find_model, plot_curves
-from spanbert.shipped import encoder_path
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.backend import resolve_backend
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import RunFolder, find_model, plot_curves
+from spanbert.weights import encoder_path
 
 
 def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:

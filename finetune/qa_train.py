@@ -19,11 +19,11 @@ from finetune.qa_loss import qa_loss_sum
 from finetune.qa_predict import Machine, to_device
 from finetune.qa_session import QASession, read_training_set, start_model
 from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
-from spanbert.dropout import dropout_key
-from spanbert.encoder import count_parameters
 from spanbert.errors import UserError
-from spanbert.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
-from spanbert.stop_request import StopRequest
+from spanbert.model.dropout import dropout_key
+from spanbert.model.encoder import count_parameters
+from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+from spanbert.training.signals import StopRequest
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.qa_records import MalformedRecord, Paragraph
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 SPECIALS = 3  # [CLS] and two [SEP]
 

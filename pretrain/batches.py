@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pretrain.blocks import Blocks
 from pretrain.counter_rng import below, draw, sequence_keys, stream
 from pretrain.masking import MaskedBatch, Masker
-from spanbert.models import Targets
+from spanbert.model.models import Targets
 
 SHIFT = 32  # purpose of the stream of shifts; those below are the masks'
 

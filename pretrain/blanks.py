@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 HOLE = r"\[MASK\]|\[SPAN(?::(\d+)(?:-(\d+))?)?\]"
 #: Holes with nothing but space between them are one: the SBO head needs a visible token on either side.

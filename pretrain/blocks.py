@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 class Blocks:

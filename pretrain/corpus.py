@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 from pretrain.streams import Progress, file_format, find_files, open_seekable, open_stream, read_blocks
 from spanbert.errors import UserError
-from spanbert.tokenizer import whole_characters
+from spanbert.tokenizer.wordpiece import whole_characters
 
 PART_BYTES = 16 << 20
 BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")

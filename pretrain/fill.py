@@ -20,16 +20,16 @@ import tyro
 from torch import Tensor
 
 from pretrain.blanks import Template, parse_template
-from spanbert.backend import resolve_backend
-from spanbert.checkpoint import LoadReport, load_model
+from spanbert.checkpoint.model_folder import LoadReport, load_model
 from spanbert.device import choose_device
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.packing import cumulative
-from spanbert.runs import find_model
-from spanbert.shipped import encoder_path
-from spanbert.tokenizer import Tokenizer
-from spanbert.vocabulary_loss import vocabulary_logits
+from spanbert.model.backend import resolve_backend
+from spanbert.model.batch import cumulative
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import find_model
+from spanbert.weights import encoder_path
 
 Head = Literal["mlm", "sbo", "both"]
 #: More combinations of lengths than this (several ``[SPAN:a-b]`` in one text) are refused.

@@ -25,14 +25,14 @@ from pretrain.step_window import StepWindow
 from pretrain.streaming import stream_of
 from pretrain.validation import Validation
 from spanbert.device import choose_precision, describe, matrix_rate, tune_allocator
-from spanbert.encoder import count_parameters, train_flops_per_token
+from spanbert.distributed import Group, join_group
 from spanbert.errors import UserError
-from spanbert.group import Group, join_group
-from spanbert.optim import adamw
-from spanbert.parallel import parallelise
-from spanbert.profiling import profiled
-from spanbert.stop_request import StopRequest
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.encoder import count_parameters, train_flops_per_token
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.optim import adamw
+from spanbert.training.parallel import parallelise
+from spanbert.training.profiler import profiled
+from spanbert.training.signals import StopRequest
 
 
 def run_pretrain(config: PretrainConfig) -> None:

@@ -40,7 +40,7 @@ from pretrain.shards import (
 from pretrain.span_sidecar import SpanSidecar
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, write_atomic
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 SHARD_CHARACTERS = 8_000_000
 

@@ -13,7 +13,7 @@ from pretrain.config import PretrainConfig
 from pretrain.objective import TargetCounts, summarise
 from pretrain.schedule import Counters, Schedule
 from pretrain.step import Stepper, agree
-from spanbert.group import Group
+from spanbert.distributed import Group
 
 
 def replay(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pretrain.config import PretrainConfig
 from spanbert.errors import UserError
-from spanbert.optim import linear_schedule
+from spanbert.training.optim import linear_schedule
 
 #: Optimizer steps when no length is given: the paper's.
 PAPER_STEPS = 2_400_000

@@ -15,16 +15,17 @@ from pretrain.batches import DataOrder
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
-from spanbert.backend import resolve_backend
-from spanbert.checkpoint import UNTRAINED, build_model, load_model, write_model
-from spanbert.checkpoint_store import CheckpointStore, is_sharded, load_training_state, save_training_state
-from spanbert.config import EncoderConfig, read_json, save_json
+from spanbert.checkpoint.model_folder import UNTRAINED, build_model, load_model, write_model
+from spanbert.checkpoint.store import CheckpointStore, is_sharded, load_training_state, save_training_state
+from spanbert.config import read_json, save_json
+from spanbert.distributed import Group, restarts
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder
-from spanbert.group import Group, restarts
-from spanbert.models import SpanBertForPretraining
-from spanbert.runs import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.backend import resolve_backend
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
 
 
 class TrainingSession:
@@ -237,7 +238,7 @@ class TrainingSession:
         """The model in one piece; of a sharded one a copy on the leader's host."""
         if not is_sharded(self.model):
             return self.model
-        from spanbert.sharded_state import whole_weights
+        from spanbert.checkpoint.sharded_state import whole_weights
 
         weights = whole_weights(self.model)
         if not self.group.leads:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pretrain.corpus import Document
 from spanbert.files import write_atomic
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 PIECE_CHARACTERS = 1 << 17  # a longer document is encoded in pieces cut at white space, which changes no token
 ROWS_PER_BATCH = 1000

@@ -19,8 +19,8 @@ import tyro
 from pretrain.masking import MaskConfig, MaskedBatch, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.shipped import tokenizer_path
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import tokenizer_path
 
 StandIn = Literal["mask", "random", "kept"]
 

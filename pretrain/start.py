@@ -25,11 +25,12 @@ import tyro
 from torch import Tensor
 
 from pretrain.blocks import Blocks
-from spanbert.checkpoint import UNTRAINED, build_model, refuse_existing, save_model
-from spanbert.config import EncoderConfig, to_dict
+from spanbert.checkpoint.model_folder import UNTRAINED, build_model, refuse_existing, save_model
+from spanbert.config import to_dict
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 PAIRS_AT_A_TIME = 1 << 23
 SMOOTHING = 0.75

@@ -11,11 +11,11 @@ from pretrain.batches import MicroBatch, StepBatch
 from pretrain.config import PretrainConfig
 from pretrain.objective import TargetCounts, micro_batch_loss
 from spanbert.device import autocast
-from spanbert.dropout import dropout_key
-from spanbert.group import Group
-from spanbert.models import SpanBertForPretraining
-from spanbert.optim import clip_gradients, set_learning_rate, step_unless
-from spanbert.parallel import communicating
+from spanbert.distributed import Group
+from spanbert.model.dropout import dropout_key
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.training.optim import clip_gradients, set_learning_rate, step_unless
+from spanbert.training.parallel import communicating
 
 
 class Agreed(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.objective import TargetCounts, summarise
-from spanbert.group import Group
+from spanbert.distributed import Group
 
 
 @dataclass(frozen=True)

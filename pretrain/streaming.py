@@ -27,9 +27,9 @@ from pretrain.masking import MaskedBatch, Masker
 from pretrain.schedule import Counters
 from pretrain.shards import cut_text
 from spanbert.config import read_json
+from spanbert.distributed import Group
 from spanbert.errors import UserError
-from spanbert.group import Group
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 #: Blocks that are shuffled together.
 WINDOW = 32_768

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pretrain.corpus import Corpus, Document
 from spanbert.errors import UserError
-from spanbert.tokenizer import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
+from spanbert.tokenizer.wordpiece import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import nn
 from pretrain.batches import MicroBatch, StepBatches, split_batch
 from pretrain.objective import TargetCounts, micro_batch_loss, summarise
 from spanbert.device import autocast
+from spanbert.distributed import Group
 from spanbert.errors import UserError
-from spanbert.group import Group
 
 #: The "epoch" whose masks validation uses: one that training never reaches.
 VALIDATION_EPOCH = 2**31 - 1

@@ -30,10 +30,10 @@ COMMANDS = {
     "ask": ("finetune.ask", "run_ask", "answer questions over a text"),
     "fill": ("pretrain.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.show_masks", "run_masks", "show what span masking does to a text"),
-    "runs": ("spanbert.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
-    "plot": ("spanbert.list_runs", "run_plot", "draw the curves of runs over one another"),
-    "import": ("spanbert.import_checkpoint", "run_import", "bring in a BERT or SpanBERT checkpoint"),
-    "export": ("spanbert.export_checkpoint", "run_export", "write a Hugging Face folder from a run or checkpoint"),
+    "runs": ("spanbert.training.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
+    "plot": ("spanbert.training.list_runs", "run_plot", "draw the curves of runs over one another"),
+    "import": ("spanbert.checkpoint.import_bert", "run_import", "bring in a BERT or SpanBERT checkpoint"),
+    "export": ("spanbert.checkpoint.export_hub", "run_export", "write a Hugging Face folder from a run or checkpoint"),
 }
 
 

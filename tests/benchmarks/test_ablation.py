@@ -21,12 +21,12 @@ from pretrain.masking import MaskConfig, Masker
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.step import Stepper
 from pretrain.train_tokenizer import train_wordpiece
-from spanbert.checkpoint import load_model, save_model
-from spanbert.encoder import train_flops_per_token
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.optim import clip_gradients
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.encoder import train_flops_per_token
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.optim import clip_gradients
 
 DATA = Path(__file__).parents[1] / "data"
 BLOCK = 48
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """Two arms, one seed, a very small encoder; without what is slow and beside the point."""
     monkeypatch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
-    monkeypatch.setattr("spanbert.runs.open_trackers", lambda *_, **__: [])
+    monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
     for module in ("pretrain.session", "finetune.qa_session"):
         monkeypatch.setattr(f"{module}.plot_curves", lambda *_: False)
     return AblationConfig(

@@ -26,7 +26,7 @@ def test_contenders_take_steps(name, monkeypatch):
 def test_a_contender_that_computes_something_else_is_caught(monkeypatch):
     contender = Ours(WORK, heads="fused", sbo=True)
     monkeypatch.setattr(
-        "spanbert.encoder.position_ids", lambda cu_seqlens, total: torch.zeros(total, dtype=torch.int64)
+        "spanbert.model.encoder.position_ids", lambda cu_seqlens, total: torch.zeros(total, dtype=torch.int64)
     )
     assert "expected" in contender.fault()
 

@@ -26,10 +26,10 @@ from pretrain.masking import MaskConfig
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.start import StartConfig, run_start
 from pretrain.train_tokenizer import train_wordpiece
-from spanbert.checkpoint import build_model, save_model
-from spanbert.config import EncoderConfig
+from spanbert.checkpoint.model_folder import build_model, save_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
 
 DATA = Path(__file__).parents[1] / "data"
 TEXT = DATA / "wikipedia_articles.txt"
@@ -46,7 +46,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
-        patch.setattr("spanbert.runs.open_trackers", lambda *_, **__: [])
+        patch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
         prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
         run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))
         options = {"batch_size": 8, "lr": 1e-3, "log_every": 2, "warmup": 1, "device": "cpu", "precision": "fp32"}

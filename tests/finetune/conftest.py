@@ -11,10 +11,10 @@ import torch
 
 from finetune.qa_records import QAReader
 from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
-from spanbert.checkpoint import build_model
-from spanbert.config import EncoderConfig
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from spanbert.checkpoint.model_folder import build_model
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 DATA = Path(__file__).parents[1] / "data"
 

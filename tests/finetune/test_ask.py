@@ -13,12 +13,12 @@ from finetune.ask import SENTENCE_REACH, AskConfig, highlighted, run_ask, senten
 from finetune.qa_answerer import SETTINGS_KEY, Answer, QASettings, QuestionAnswerer, ranked_answers
 from finetune.qa_decode import Candidate, Decoded
 from finetune.qa_predict import Machine
-from spanbert.checkpoint import save_model
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.cli import main
 from spanbert.config import to_dict
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 MakeModel = Callable[..., SpanBertForQuestionAnswering]
 SETTINGS = QASettings(window=64, stride=16, max_question=24)

@@ -14,11 +14,11 @@ from finetune.qa_answerer import SETTINGS_KEY, QASettings
 from finetune.qa_evaluate import EvaluateQAConfig, evaluate_model, run_evaluate_qa
 from finetune.qa_predict import Machine, budget_batches, predict
 from finetune.qa_windows import QuestionSet
-from spanbert.checkpoint import save_model
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.config import to_dict
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 MakeModel = Callable[..., SpanBertForQuestionAnswering]
 MACHINE = Machine(torch.device("cpu"), "fp32", tokens=256)
@@ -168,8 +168,8 @@ def test_predictions_of_another_file_are_refused(data: Path, tmp_path: Path) -> 
 def test_an_encoder_without_a_head_is_refused(
     make_model: MakeModel, tokenizer: Tokenizer, data: Path, tmp_path: Path
 ) -> None:
-    from spanbert.checkpoint import build_model
-    from spanbert.models import SpanBertForPretraining
+    from spanbert.checkpoint.model_folder import build_model
+    from spanbert.model.models import SpanBertForPretraining
 
     folder = tmp_path / "pretrained"
     save_model(folder, build_model(SpanBertForPretraining, make_model().config, 0), tokenizer)

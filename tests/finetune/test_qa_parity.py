@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from finetune.qa_windows import QuestionSet
-from spanbert.checkpoint import save_model
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.tokenizer import Tokenizer
+from spanbert.checkpoint.model_folder import save_model
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 @pytest.fixture(scope="module")

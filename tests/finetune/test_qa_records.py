@@ -7,7 +7,7 @@ import pytest
 from finetune.qa_records import Paragraph, QAReader
 from finetune.qa_windows import WindowConfig, build_question_set
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 def read(path: Path, **options: bool) -> tuple[list[Paragraph], QAReader]:

@@ -19,12 +19,12 @@ from finetune.qa_loss import qa_loss_sum
 from finetune.qa_predict import to_device
 from finetune.qa_train import epoch_order, run_finetune_qa, step_windows
 from finetune.qa_windows import QuestionSet
-from spanbert.checkpoint import save_model
-from spanbert.config import SIZES
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForQuestionAnswering
-from spanbert.runs import read_metrics
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.config import SIZES
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import read_metrics
 
 Start = Callable[..., FinetuneQAConfig]
 

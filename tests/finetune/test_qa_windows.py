@@ -7,7 +7,7 @@ import pytest
 from finetune.qa_records import MalformedRecord, Paragraph, Question
 from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 SETTINGS = [(64, 16, 24), (48, 7, 20), (60, 32, 24), (400, 100, 64)]
 

@@ -11,10 +11,10 @@ import torch
 from pretrain.config import PretrainConfig
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.train_tokenizer import train_wordpiece
-from spanbert.checkpoint import save_model
-from spanbert.config import EncoderConfig
-from spanbert.models import SpanBertForPretraining
-from spanbert.tokenizer import Tokenizer
+from spanbert.checkpoint.model_folder import save_model
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 SENTENCES = Path(__file__).parents[1] / "data" / "wikinews_sentences.txt"
 BLOCK = 32
@@ -69,7 +69,7 @@ def config(
 ) -> Callable[..., PretrainConfig]:
     """Options of a run of a few quick steps, any of them replaced; without what is slow and beside the point."""
     monkeypatch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
-    monkeypatch.setattr("spanbert.runs.open_trackers", lambda *_, **__: [])
+    monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
     monkeypatch.setattr("pretrain.session.plot_curves", lambda *_: False)
 
     def make(**changes: object) -> PretrainConfig:

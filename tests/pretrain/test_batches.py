@@ -13,7 +13,7 @@ import pytest
 from pretrain.batches import DataOrder, MicroBatch, StepBatches, load_steps, split_batch
 from pretrain.blocks import Blocks
 from pretrain.masking import MaskConfig, Masker
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 @pytest.fixture(scope="module")

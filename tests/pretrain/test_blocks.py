@@ -10,7 +10,7 @@ import pytest
 
 from pretrain.blocks import Blocks
 from spanbert.errors import UserError
-from spanbert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 BLOCK_LENGTH = 64
 VOCABULARY = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(995))]

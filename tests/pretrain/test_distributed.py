@@ -16,12 +16,12 @@ import torch.multiprocessing as mp
 from pretrain.config import PretrainConfig
 from pretrain.loop import run_pretrain
 from pretrain.step import Stepper
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
+from spanbert.distributed import alone, join_group
 from spanbert.errors import UserError
-from spanbert.group import alone, join_group
-from spanbert.models import SpanBertForPretraining
-from spanbert.parallel import parallelise
-from spanbert.runs import read_metrics
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.training.parallel import parallelise
+from spanbert.training.run_folder import read_metrics
 
 
 def free_port() -> int:

@@ -11,12 +11,12 @@ import torch
 
 from pretrain.blanks import Blank, parse_template
 from pretrain.fill import FillConfig, best_fills, choose_head, fill, render, run_fill, span_log_probs
-from spanbert.checkpoint import UNTRAINED, LoadReport, save_model
-from spanbert.config import EncoderConfig
+from spanbert.checkpoint.model_folder import UNTRAINED, LoadReport, save_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining, Targets
-from spanbert.packing import cumulative
-from spanbert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from spanbert.model.batch import cumulative
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining, Targets
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 WORDS = [
     "the",

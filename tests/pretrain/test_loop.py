@@ -18,11 +18,11 @@ from pretrain.masking import MaskConfig
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.schedule import Counters, Schedule
 from pretrain.step import Stepper
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.runs import find_model, read_metrics
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import find_model, read_metrics
 
 
 def prepare_again(corpus: Path, output: Path, **changes: object) -> None:
@@ -53,11 +53,11 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(config, capsys):
 
 def test_curves_and_tensorboard(config, monkeypatch):
     """The picture is drawn where matplotlib is, and neither package is needed."""
-    import spanbert.curves
-    import spanbert.trackers
+    import spanbert.training.curves
+    import spanbert.training.trackers
 
-    monkeypatch.setattr("pretrain.session.plot_curves", spanbert.curves.plot_curves)
-    monkeypatch.setattr("spanbert.runs.open_trackers", spanbert.trackers.open_trackers)
+    monkeypatch.setattr("pretrain.session.plot_curves", spanbert.training.curves.plot_curves)
+    monkeypatch.setattr("spanbert.training.run_folder.open_trackers", spanbert.training.trackers.open_trackers)
     pytest.importorskip("matplotlib")
     options = config(steps=3)
     run_pretrain(options)
@@ -161,7 +161,7 @@ def test_refuses_what_cannot_be_trained(config, corpus, tmp_path, tiny_model):
 
 def test_refuses_a_position_table_that_is_too_short(config, corpus, tiny_model, tmp_path):
     model, _ = load_model(tiny_model, SpanBertForPretraining)
-    from spanbert.checkpoint import save_model
+    from spanbert.checkpoint.model_folder import save_model
 
     shape = dataclasses.replace(model.config, max_position_embeddings=16)
     save_model(tmp_path / "short", SpanBertForPretraining(shape), Tokenizer.load(tiny_model))

@@ -18,12 +18,12 @@ from pretrain.config import PretrainConfig
 from pretrain.masking import MaskConfig, Masker
 from pretrain.objective import TargetCounts, summarise
 from pretrain.step import Stepper, agree
-from spanbert.checkpoint import load_model
-from spanbert.group import Group, alone, join_group
-from spanbert.models import SpanBertForPretraining
-from spanbert.optim import adamw
-from spanbert.parallel import parallelise
-from spanbert.tokenizer import Tokenizer
+from spanbert.checkpoint.model_folder import load_model
+from spanbert.distributed import Group, alone, join_group
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.optim import adamw
+from spanbert.training.parallel import parallelise
 
 Result = tuple[dict[str, torch.Tensor], list[float], float]
 

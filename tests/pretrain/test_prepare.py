@@ -19,7 +19,7 @@ from pretrain.blocks import Blocks
 from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.train_tokenizer import train_wordpiece
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 WORDS = [
     "born",

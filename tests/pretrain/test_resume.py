@@ -18,7 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.loop import run_pretrain
 from pretrain.step import Stepper
 from spanbert.errors import UserError
-from spanbert.runs import read_metrics
+from spanbert.training.run_folder import read_metrics
 
 TIMING = ("tokens_per_second", "model_flops_utilisation")
 
@@ -147,7 +147,7 @@ def die_while_pruning(patch: pytest.MonkeyPatch) -> None:
 
 
 def die_in_the_metrics(patch: pytest.MonkeyPatch) -> None:
-    from spanbert.runs import RunFolder
+    from spanbert.training.run_folder import RunFolder
 
     honest = RunFolder.log
 
@@ -252,7 +252,7 @@ def test_two_processes_cannot_train_one_run(config, monkeypatch):
 
     options = config(steps=2)
     run_pretrain(options)
-    monkeypatch.setattr("spanbert.runs.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("spanbert.training.run_folder.PATIENCE_SECONDS", 0)
     with (options.output / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is training"):
@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
 
     from safetensors import SafetensorError
 
-    import spanbert.checkpoint_store
+    import spanbert.checkpoint.store
 
     full = [
         OSError(errno.ENOSPC, "No space left on device"),
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
     ]
     for number, error in enumerate(full):
         options = config(output=config().output.with_name(f"full{number}"))
-        honest, calls = spanbert.checkpoint_store.save_file, []
+        honest, calls = spanbert.checkpoint.store.save_file, []
 
         def save_file(tensors, path, *rest, honest=honest, calls=calls, error=error, **more):
             calls.append(path)
@@ -283,7 +283,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
             honest(tensors, path, *rest, **more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spanbert.checkpoint_store, "save_file", save_file)
+            patch.setattr(spanbert.checkpoint.store, "save_file", save_file)
             with pytest.raises(UserError, match=r"the disk is full while writing .*step-00000008"):
                 run_pretrain(options)
         assert [p.name for p in (options.output / "checkpoints").iterdir()] == ["step-00000004"]

@@ -10,7 +10,7 @@ import pytest
 from pretrain.masking import MaskConfig
 from pretrain.show_masks import MasksConfig, draw_masks, make_masker, render, run_masks, take_marked, width
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 WORDS = "the quick brown fox jump ##s ##ed over lazy dog New York is a large city . , Ann said 漢 字 & < > ##ly"
 TEXT = "the quick brown fox jumps over the lazy dog, said Ann. New York is a large city."

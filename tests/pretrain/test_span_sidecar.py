@@ -13,7 +13,7 @@ from pretrain.prepare import PrepareConfig, run_prepare
 from pretrain.shards import token_spans
 from pretrain.train_tokenizer import train_wordpiece
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 WORDS = [
     "born",

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pretrain.start import StartConfig, count_neighbours, factorise, mutual_information, run_start, sinusoids
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 def test_neighbours_are_counted_within_blocks_and_without_specials(

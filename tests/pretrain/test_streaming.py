@@ -12,11 +12,11 @@ import pytest
 from pretrain.loop import run_pretrain
 from pretrain.masking import MaskConfig, Masker
 from pretrain.streaming import Cursor, StreamedSteps
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
 from spanbert.errors import UserError
-from spanbert.models import SpanBertForPretraining
-from spanbert.runs import read_metrics
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.run_folder import read_metrics
 
 BATCH = 8
 

@@ -10,7 +10,7 @@ import pytest
 from pretrain.corpus import Document
 from pretrain.train_tokenizer import TrainTokenizerConfig, run_train_tokenizer, sample_documents, train_wordpiece
 from spanbert.errors import UserError
-from spanbert.tokenizer import Tokenizer
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 WORDS = [
     "born",

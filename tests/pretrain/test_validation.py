@@ -12,11 +12,11 @@ from pretrain.batches import DataOrder, StepBatches
 from pretrain.blocks import Blocks
 from pretrain.masking import MaskConfig, Masker
 from pretrain.validation import Validation
-from spanbert.checkpoint import load_model
+from spanbert.checkpoint.model_folder import load_model
+from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
-from spanbert.group import Group, alone
-from spanbert.models import SpanBertForPretraining
-from spanbert.tokenizer import Tokenizer
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from spanbert.config import EncoderConfig, from_dict, load_json, read_json, save_json, to_dict
+from spanbert.config import from_dict, load_json, read_json, save_json, to_dict
 from spanbert.errors import UserError
+from spanbert.model.config import EncoderConfig
 
 
 @dataclass(frozen=True)

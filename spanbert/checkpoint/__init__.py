@@ -1,0 +1,1 @@
+"""Models and training state on disk, in the Hugging Face layout."""

@@ -1,0 +1,126 @@
+"""``spanbert runs [FOLDER]`` and ``spanbert plot RUN…``: what there is, how far it is, how the losses fell."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from spanbert.checkpoint.store import CheckpointStore, step_of
+from spanbert.errors import UserError
+from spanbert.training.curves import plot_runs
+from spanbert.training.run_folder import read_metrics
+
+
+@dataclass(frozen=True)
+class RunsConfig:
+    folder: tyro.conf.Positional[Path] = Path()
+    """Where to look, also in its subfolders."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders whose curves to lay over one another."""
+    output: Path = Path("curves.png")
+    """The picture to write (PNG)."""
+    metrics: tuple[str, ...] = ()
+    """Names out of metrics.jsonl, a panel each; by default every loss that the runs have."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A line of ``spanbert runs``."""
+
+    path: Path
+    state: str  # running, finished, stopped, or new: no checkpoint yet
+    step: int
+    losses: dict[str, float]  # the last validation's, else the last ones in training
+    tokens_per_second: float | None
+
+
+def run_runs(config: RunsConfig) -> None:
+    if not config.folder.is_dir():
+        raise UserError(f"{config.folder}: no such folder")
+    rows = [("run", "state", "step", "loss", "tokens/s")]
+    for run in map(inspect, find_runs(config.folder)):
+        losses = "  ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in run.losses.items())
+        speed = f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else ""
+        rows.append((str(run.path), run.state, f"{run.step:,}", losses, speed))
+    if len(rows) == 1:
+        print(f"no runs in {config.folder}")
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(w) if n in (2, 4) else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def run_plot(config: PlotConfig) -> None:
+    if not config.runs:
+        raise UserError("name at least one run folder")
+    records: dict[str, list[dict[str, Any]]] = {}
+    for path in config.runs:
+        if not (path / "metrics.jsonl").is_file():
+            raise UserError(f"{path} is not a run: it has no metrics.jsonl")
+        label = path.resolve().name
+        records[label if label not in records else str(path)] = read_metrics(path / "metrics.jsonl")
+    known = {name for metrics in records.values() for record in metrics for name in record}
+    for name in config.metrics:
+        if name not in known:
+            raise UserError(
+                f"--metrics {name}: no run has it; there are {', '.join(sorted(known - {'step', 'split'}))}"
+            )
+    names = list(config.metrics) or sorted(name for name in known if name == "loss" or name.endswith("_loss"))
+    if not names:
+        raise UserError("the runs have no loss yet: let them train a little longer")
+    if not plot_runs(records, names, config.output, ", ".join(records)):
+        raise UserError("plots need matplotlib: pip install 'spanbert[plots]'")
+    print(f"wrote {config.output}")
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Folders that hold a config.json beside metrics.jsonl or checkpoints, in alphabetical order."""
+    if (folder / "config.json").is_file() and (
+        (folder / "metrics.jsonl").exists() or (folder / "checkpoints").is_dir()
+    ):
+        yield folder
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from find_runs(entry)
+
+
+def inspect(path: Path) -> RunState:
+    """How a run stands, from its files alone."""
+    metrics = read_metrics(path / "metrics.jsonl")
+    checkpoints = CheckpointStore(path / "checkpoints").all()
+    step = max([r["step"] for r in metrics] + [step_of(p) for p in checkpoints], default=0)
+    scored = [r for r in metrics if r["split"] == "validation"] or [r for r in metrics if r["split"] == "train"]
+    last = scored[-1] if scored else {}
+    losses = {k: v for k, v in last.items() if (k == "loss" or k.endswith("_loss")) and v is not None}
+    speeds = [r["tokens_per_second"] for r in metrics if r.get("tokens_per_second")]
+    if _is_held(path / ".lock"):
+        state = "running"
+    elif (path / "model").is_dir():
+        state = "finished"
+    else:
+        state = "stopped" if checkpoints else "new"
+    return RunState(path, state, step, losses, speeds[-1] if speeds else None)
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    with lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

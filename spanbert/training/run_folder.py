@@ -1,0 +1,161 @@
+"""A run is a folder: config.json, metrics.jsonl, curves.png, checkpoints/, and what trackers write."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from spanbert.checkpoint.store import CheckpointStore
+from spanbert.config import read_json, save_json, to_dict
+from spanbert.errors import UserError
+from spanbert.files import remove_leftovers, report_full_disk, write_atomic
+from spanbert.training.curves import plot_curves
+from spanbert.training.trackers import open_trackers
+
+__all__ = ["RunFolder", "check_same_config", "find_model", "plot_curves", "read_metrics"]
+
+#: How long to wait for a run that another process still holds.
+PATIENCE_SECONDS = 15
+
+
+class RunFolder:
+    """One run's folder, held by this process alone until ``close``.
+
+    Metrics are JSON lines, one a logging event, each with its ``step`` and ``split``.
+    """
+
+    def __init__(self, path: Path, config: Any, step: int = 0):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self._lock = _hold(path)
+        values = to_dict(config)
+        self._trackers = open_trackers(path, values, step, wandb=bool(values.get("wandb")))
+
+    @classmethod
+    def start(cls, path: Path, config: Any) -> RunFolder:
+        """A new run. Raises UserError when ``path`` already holds one, or is a file."""
+        refuse_existing_run(path)
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config)
+        save_json(to_dict(config), path / "config.json")
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path, config: Any, may_differ: tuple[str, ...], step: int) -> RunFolder:
+        """Go on with a run at ``step``: its config must be the same but for ``may_differ``; later metrics are dropped.
+
+        Raises UserError when it is not, or when another process is at work on it.
+        """
+        check_same_config(path, config, may_differ)
+        run = cls(path, config, step)
+        remove_leftovers(path)
+        save_json(to_dict(config), path / "config.json")
+        run._cut_metrics(step)
+        return run
+
+    def log(self, step: int, split: str, **values: Any) -> None:
+        """Append one record to metrics.jsonl, and its numbers to the trackers. What is not finite is written as null."""
+        record = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        with report_full_disk(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, "split": split, **record}) + "\n")
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.log(step, split, numbers)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records; a line cut off by a crash is passed over."""
+        return read_metrics(self.metrics_path)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        self._lock.close()
+
+    def _cut_metrics(self, step: int) -> None:
+        if self.metrics_path.exists():
+            kept = [record for record in self.metrics() if record["step"] <= step]
+            write_atomic(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def refuse_existing_run(path: Path) -> None:
+    """Raises UserError when ``path`` already holds a run, or is a file."""
+    if path.is_file():
+        raise UserError(f"--output {path} is a file: give the name of a folder")
+    if (path / "config.json").exists():
+        raise UserError(f"{path} already holds a run: add --resume to go on with it, or choose another --output")
+
+
+def check_same_config(path: Path, config: Any, may_differ: tuple[str, ...]) -> None:
+    """Raises UserError when the run at ``path`` was started with other options (those in ``may_differ`` aside)."""
+    old, new = read_json(path / "config.json"), to_dict(config)
+    for key in new:
+        if key in old and key not in may_differ and old[key] != new[key]:
+            raise UserError(
+                f"{path}: the run was started with {_difference(key, old[key], new[key])}: resume with the "
+                "same options, or start another run in another --output"
+            )
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+        return _difference(f"{key}.{inner}", old.get(inner), new.get(inner))
+    return f"{key} = {old!r}, now it is {new!r}"
+
+
+def _hold(path: Path) -> IO[str]:
+    """An open lock: a second process in the same run would tear the first one's checkpoints down.
+
+    A run that was killed leaves data workers behind for a few seconds, which still hold it; so there is some patience.
+    """
+    handle = (path / ".lock").open("w")
+    for seconds_left in range(PATIENCE_SECONDS, -1, -1):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            time.sleep(1 if seconds_left else 0)
+    handle.close()
+    raise UserError(f"another process is training {path}: wait for it, or choose another --output")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; lines that are not whole JSON objects are passed over."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def find_model(path: Path, which: str = "last") -> Path:
+    """A model folder from whatever a user names: such a folder itself, or a run.
+
+    Of a run: its finished ``model`` when there is one and ``which`` is "last", else its newest whole checkpoint, or the
+    best. Raises UserError when there is no model.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if (path / "checkpoints").is_dir() or (path / "model" / "config.json").is_file():
+        store = CheckpointStore(path / "checkpoints", keep_last=0)
+        finished = path / "model"
+        if which == "last" and (finished / "config.json").is_file():
+            return finished
+        found = store.best() if which == "best" else store.newest_whole()
+        if found is None:
+            raise UserError(f"{path} is a run without a whole checkpoint: train it a little longer")
+        return found
+    if (path / "config.json").is_file():
+        return path
+    raise UserError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run")
