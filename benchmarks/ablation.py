@@ -43,9 +43,9 @@ from benchmarks.ablation_report import plot, report
 from benchmarks.sentence_pairs import run_pretrain_pairs
 from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_train import run_finetune_qa
-from pretrain.blocks import Blocks
 from pretrain.config import PretrainConfig
-from pretrain.loop import run_pretrain
+from pretrain.data.blocks import Blocks
+from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
 from spanbert.config import read_json, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator

@@ -17,7 +17,7 @@ import tyro
 from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_records import open_text
 from pretrain.config import PretrainConfig
-from pretrain.masking import MaskConfig
+from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.model_folder import encoder_config
 from spanbert.config import read_json
 from spanbert.errors import UserError

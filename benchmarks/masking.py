@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from pretrain.masking import MaskConfig, Masker
+from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.files import write_atomic
 
 CLS, SEP, MASK, SPECIALS, VOCABULARY, FIRST_CONTINUATION = 2, 3, 4, 5, 28_996, 22_000

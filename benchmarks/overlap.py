@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from finetune.qa_metrics import qa_metrics
 from finetune.qa_records import Paragraph, QAReader
-from pretrain.corpus import Corpus
+from pretrain.data.corpus import Corpus
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic

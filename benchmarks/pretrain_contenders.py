@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.batches import MicroBatch
-from pretrain.masking import MaskConfig, Masker
+from pretrain.data.batches import MicroBatch
+from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.device import autocast
 from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig

@@ -16,8 +16,8 @@ from typing import Any
 
 from finetune.qa_config import FinetuneQAConfig
 from pretrain.config import PretrainConfig
-from pretrain.prepare import PrepareConfig
-from pretrain.start import MADE_BY, StartConfig
+from pretrain.data.prepare import PrepareConfig
+from pretrain.init_from_counts import MADE_BY, StartConfig
 from spanbert.config import from_dict, read_json
 from spanbert.errors import UserError
 from spanbert.training.run_folder import read_metrics

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.batches import DataOrder, MicroBatch, StepBatch, StepBatches, load_steps
-from pretrain.blocks import Blocks
 from pretrain.config import PretrainConfig
-from pretrain.masking import Masker
+from pretrain.data.batches import DataOrder, MicroBatch, StepBatch, StepBatches, load_steps
+from pretrain.data.blocks import Blocks
+from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters, Schedule
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import autocast, choose_device, choose_precision

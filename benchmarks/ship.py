@@ -42,7 +42,7 @@ from benchmarks.shipped_scores import (
 from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_evaluate import describe, write_evaluation
 from pretrain.config import PretrainConfig
-from pretrain.masking import MaskConfig
+from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
 from spanbert.config import read_json
 from spanbert.device import choose_device, choose_precision

@@ -12,11 +12,11 @@ from finetune.qa_answerer import QuestionAnswerer
 from finetune.qa_evaluate import Evaluation, evaluate_model, read_question_set
 from finetune.qa_metrics import score_question
 from finetune.qa_records import QAReader, Question
-from pretrain.batches import DataOrder, StepBatches
-from pretrain.blanks import parse_template
-from pretrain.blocks import Blocks
-from pretrain.fill import fill
-from pretrain.masking import MaskConfig, Masker
+from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.blocks import Blocks
+from pretrain.inspect.fill import fill
+from pretrain.inspect.fill_template import parse_template
+from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.validation import Validation
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.device import choose_device, choose_precision

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from pretrain.masking import MaskConfig
+from pretrain.masking.masker import MaskConfig
 from spanbert.errors import UserError
 
 

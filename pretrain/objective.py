@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.batches import MicroBatch
+from pretrain.data.batches import MicroBatch
 
 
 class TargetCounts(NamedTuple):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pretrain.batches import StepBatch
 from pretrain.config import PretrainConfig
+from pretrain.data.batches import StepBatch
 from pretrain.objective import TargetCounts, summarise
 from pretrain.schedule import Counters, Schedule
 from pretrain.step import Stepper, agree

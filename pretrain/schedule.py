@@ -23,7 +23,7 @@ class Counters:
     bad_in_a_row: int = 0
     """Steps up to now that were skipped because something was not finite, without a good one in between."""
     cursor: list[int] | None = None
-    """The place in the stream with --stream (``pretrain.streaming.Cursor``)."""
+    """The place in the stream with --stream (``pretrain.data.streaming.Cursor``)."""
     window: list[list[float]] = field(default_factory=list)
     """Steps since the last record in metrics.jsonl (``StepWindow``), so that a resumed run writes the same next one."""
 

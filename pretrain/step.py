@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.batches import MicroBatch, StepBatch
 from pretrain.config import PretrainConfig
+from pretrain.data.batches import MicroBatch, StepBatch
 from pretrain.objective import TargetCounts, micro_batch_loss
 from spanbert.device import autocast
 from spanbert.distributed import Group

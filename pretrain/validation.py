@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain.batches import MicroBatch, StepBatches, split_batch
+from pretrain.data.batches import MicroBatch, StepBatches, split_batch
 from pretrain.objective import TargetCounts, micro_batch_loss, summarise
 from spanbert.device import autocast
 from spanbert.distributed import Group

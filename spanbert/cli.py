@@ -17,10 +17,14 @@ import spanbert
 
 #: command words → (module, function, one line)
 COMMANDS = {
-    "tokenizer train": ("pretrain.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
-    "prepare": ("pretrain.prepare", "run_prepare", "turn text into blocks of tokens"),
-    "start": ("pretrain.start", "run_start", "make a new model that knows the corpus's counts, for short runs"),
-    "pretrain": ("pretrain.loop", "run_pretrain", "pretrain with span masking, MLM and SBO"),
+    "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
+    "prepare": ("pretrain.data.prepare", "run_prepare", "turn text into blocks of tokens"),
+    "start": (
+        "pretrain.init_from_counts",
+        "run_start",
+        "make a new model that knows the corpus's counts, for short runs",
+    ),
+    "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     "finetune qa": ("finetune.qa_train", "run_finetune_qa", "train an extractive question-answering model"),
     "evaluate qa": (
         "finetune.qa_evaluate",
@@ -28,8 +32,8 @@ COMMANDS = {
         "score a question-answering model or a predictions file",
     ),
     "ask": ("finetune.ask", "run_ask", "answer questions over a text"),
-    "fill": ("pretrain.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
-    "masks": ("pretrain.show_masks", "run_masks", "show what span masking does to a text"),
+    "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
+    "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
     "runs": ("spanbert.training.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
     "plot": ("spanbert.training.list_runs", "run_plot", "draw the curves of runs over one another"),
     "import": ("spanbert.checkpoint.import_bert", "run_import", "bring in a BERT or SpanBERT checkpoint"),

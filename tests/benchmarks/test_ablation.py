@@ -15,12 +15,12 @@ import benchmarks.ablation as ablation
 from benchmarks.ablation_plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
 from benchmarks.ablation_report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
 from benchmarks.sentence_pairs import Pairs, pair_micro_batches
-from pretrain.batches import DataOrder, StepBatches
-from pretrain.blocks import Blocks
-from pretrain.masking import MaskConfig, Masker
-from pretrain.prepare import PrepareConfig, run_prepare
+from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.blocks import Blocks
+from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.train_tokenizer import train_wordpiece
+from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.step import Stepper
-from pretrain.train_tokenizer import train_wordpiece
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model.encoder import train_flops_per_token
@@ -48,9 +48,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """Two arms, one seed, a very small encoder; without what is slow and beside the point."""
-    monkeypatch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
-    for module in ("pretrain.session", "finetune.qa_session"):
+    for module in ("pretrain.run", "finetune.qa_session"):
         monkeypatch.setattr(f"{module}.plot_curves", lambda *_: False)
     return AblationConfig(
         data=corpus, train=DATA / "qa_v1.json", dev=DATA / "qa_v1.json", output=tmp_path / "ablation",

@@ -21,11 +21,11 @@ from benchmarks.shipped_scores import labelled, mistakes, question_word
 from finetune.qa_config import FinetuneQAConfig
 from finetune.qa_train import run_finetune_qa
 from pretrain.config import PretrainConfig
-from pretrain.loop import run_pretrain
-from pretrain.masking import MaskConfig
-from pretrain.prepare import PrepareConfig, run_prepare
-from pretrain.start import StartConfig, run_start
-from pretrain.train_tokenizer import train_wordpiece
+from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.train_tokenizer import train_wordpiece
+from pretrain.init_from_counts import StartConfig, run_start
+from pretrain.masking.masker import MaskConfig
+from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "start", build_model(SpanBertForPretraining, shape, 0), tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
+        patch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
         patch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
         prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
         run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.prepare import PrepareConfig, run_prepare
-from pretrain.train_tokenizer import train_wordpiece
+from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.train_tokenizer import train_wordpiece
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
@@ -68,9 +68,9 @@ def config(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., PretrainConfig]:
     """Options of a run of a few quick steps, any of them replaced; without what is slow and beside the point."""
-    monkeypatch.setattr("pretrain.loop.matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
-    monkeypatch.setattr("pretrain.session.plot_curves", lambda *_: False)
+    monkeypatch.setattr("pretrain.run.plot_curves", lambda *_: False)
 
     def make(**changes: object) -> PretrainConfig:
         options: dict[str, object] = {

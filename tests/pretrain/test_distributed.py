@@ -14,8 +14,8 @@ import pytest
 import torch.multiprocessing as mp
 
 from pretrain.config import PretrainConfig
-from pretrain.loop import run_pretrain
 from pretrain.step import Stepper
+from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.distributed import alone, join_group
 from spanbert.errors import UserError

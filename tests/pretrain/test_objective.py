@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from pretrain.batches import DataOrder, StepBatches
-from pretrain.blocks import Blocks
 from pretrain.config import PretrainConfig
-from pretrain.masking import MaskConfig, Masker
+from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.blocks import Blocks
+from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.objective import TargetCounts, summarise
 from pretrain.step import Stepper, agree
 from spanbert.checkpoint.model_folder import load_model

@@ -15,8 +15,8 @@ import pytest
 
 import spanbert.files
 from pretrain.config import PretrainConfig
-from pretrain.loop import run_pretrain
 from pretrain.step import Stepper
+from pretrain.train import run_pretrain
 from spanbert.errors import UserError
 from spanbert.training.run_folder import read_metrics
 
@@ -113,9 +113,9 @@ def die_in_accumulation(patch: pytest.MonkeyPatch) -> None:
 
 
 def die_while_writing_weights(patch: pytest.MonkeyPatch) -> None:
-    import pretrain.session
+    import pretrain.run
 
-    honest = pretrain.session.write_model
+    honest = pretrain.run.write_model
 
     def write_model(folder, *rest):
         if "00000008" in folder.name:
@@ -123,7 +123,7 @@ def die_while_writing_weights(patch: pytest.MonkeyPatch) -> None:
             die()
         honest(folder, *rest)
 
-    patch.setattr(pretrain.session, "write_model", write_model)
+    patch.setattr(pretrain.run, "write_model", write_model)
 
 
 def die_before_the_rename(patch: pytest.MonkeyPatch) -> None:
@@ -229,8 +229,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(config, wh
 
 
 def test_refuses_to_resume_with_other_options_or_data(config, corpus, tmp_path, tiny_model):
-    from pretrain.masking import MaskConfig
-    from pretrain.prepare import PrepareConfig, run_prepare
+    from pretrain.data.prepare import PrepareConfig, run_prepare
+    from pretrain.masking.masker import MaskConfig
 
     options = config(steps=2)
     run_pretrain(options)

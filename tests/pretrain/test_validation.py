@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.batches import DataOrder, StepBatches
-from pretrain.blocks import Blocks
-from pretrain.masking import MaskConfig, Masker
+from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.blocks import Blocks
+from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.validation import Validation
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.distributed import Group, alone

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from pretrain.train_tokenizer import train_wordpiece
+from pretrain.data.train_tokenizer import train_wordpiece
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 

@@ -1,0 +1,269 @@
+"""Documents out of text, JSON lines, parquet, Hugging Face data sets or standard input, one at a time.
+
+Memory is bounded whatever the input: a document above PART_BYTES (a 50 MB line is such) is handed on in parts, cut at
+white space. Nothing stops at bad data: it is repaired or left out, and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from pretrain.data.readers import Progress, file_format, find_files, open_seekable, open_stream, read_blocks
+from spanbert.errors import UserError
+from spanbert.tokenizer.wordpiece import whole_characters
+
+PART_BYTES = 16 << 20
+BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+LEADING_BLANK_LINES = re.compile(rb"\A(?:[ \t\r]*\n)+")
+
+
+class Document(NamedTuple):
+    """A document, or a part of a very long one.
+
+    index: position in the whole input, empty documents included (line n of a .jsonl is its n-th document whatever
+    it holds). start: character of the document at which this part begins (0 except for later parts). hash: of the
+    document's first part, below 2^64, so that all parts fall on the same side of a split by content.
+    """
+
+    index: int
+    start: int
+    text: str
+    hash: int
+
+
+@dataclass
+class ReadCounts:
+    """What was met while reading; `first_malformed` names the first bad JSON line."""
+
+    files: int = 0
+    empty_files: int = 0
+    documents: int = 0
+    empty_documents: int = 0
+    long_documents: int = 0
+    invalid_utf8: int = 0
+    nul_characters: int = 0
+    malformed_lines: int = 0
+    first_malformed: str | None = None
+
+
+class Corpus:
+    """The documents of some inputs, in a fixed order.
+
+    inputs: files, folders, "hf:NAME[:CONFIG[:SPLIT]]", "-" (text on standard input).
+    text_field: the field of JSON lines, the column of parquet and Hugging Face data sets.
+    document_per_file: a text file is one document; otherwise blank lines separate documents.
+    Iterating gives Documents that are not empty; `counts` and `progress` grow while it goes.
+    """
+
+    def __init__(self, inputs: tuple[str, ...], *, text_field: str = "text", document_per_file: bool = False) -> None:
+        self.sources = find_files(inputs)
+        self.text_field = text_field
+        self.document_per_file = document_per_file
+        self.counts = ReadCounts()
+        self.progress = Progress()
+        self._index = 0
+        self._hash = 0
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """Size of all inputs on disk; None when an input has no size beforehand."""
+        if any(s == "-" or s.startswith("hf:") for s in self.sources):
+            return None
+        return sum(Path(s).stat().st_size for s in self.sources)
+
+    def identity(self) -> list[list]:
+        """Name, size and time of change of every source: equal lists mean the same input (standard input: never)."""
+        known: list[list] = []
+        for source in self.sources:
+            if source == "-" or source.startswith("hf:"):
+                known.append([source])
+            else:
+                status = Path(source).stat()
+                known.append([source, status.st_size, status.st_mtime_ns])
+        return known
+
+    def __iter__(self) -> Iterator[Document]:
+        self.counts, self._index, self.progress.bytes = ReadCounts(), 0, 0
+        for source in self.sources:
+            self.counts.files += 1
+            if source.startswith("hf:"):
+                yield from self._hugging_face(source)
+            elif file_format(Path(source)) == ".jsonl":
+                yield from self._json_lines(source)
+            elif file_format(Path(source)) == ".parquet":
+                yield from self._parquet(source)
+            else:
+                yield from self._text(source)
+
+    # --- formats -------------------------------------------------------------------------------------------------
+
+    def _text(self, source: str) -> Iterator[Document]:
+        with open_stream(source, self.progress) as stream:
+            pending, part_start, any_byte = b"", None, False
+            for block in read_blocks(stream):
+                if not any_byte and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise UserError(f"{source} is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
+                any_byte = True
+                pending += block
+                if not self.document_per_file:
+                    *whole, pending = BLANK_LINES.split(pending)
+                    for data in whole:
+                        if self._has_text(data) or part_start is not None:
+                            yield from self._finish(data, part_start)
+                        part_start = None
+                while len(pending) > PART_BYTES:
+                    part, pending = _cut(pending)
+                    start = part_start or 0
+                    if part_start is None:
+                        part = LEADING_BLANK_LINES.sub(b"", part)
+                        self.counts.long_documents += 1
+                    text = self._decode(part)
+                    yield from self._part(start, text)
+                    part_start = start + len(text)
+            if not any_byte:
+                self.counts.empty_files += 1
+            if self._has_text(pending) or part_start is not None or self.document_per_file:
+                yield from self._finish(pending, part_start)
+
+    @staticmethod
+    def _has_text(data: bytes) -> bool:
+        return bool(data) and not data.isspace()
+
+    def _finish(self, data: bytes, part_start: int | None) -> Iterator[Document]:
+        """The last (mostly the only) part of a text document."""
+        if part_start is None:
+            data = LEADING_BLANK_LINES.sub(b"", data)
+        yield from self._emit(self._decode(data.rstrip(b" \t\r\n")), part_start or 0)
+
+    def _json_lines(self, source: str) -> Iterator[Document]:
+        with open_stream(source, self.progress) as stream:
+            number = 0
+            for number, line in enumerate(_lines(stream), start=1):
+                try:
+                    record = json.loads(self._decode(line, count_nul=False))
+                    text = record[self.text_field]
+                    if not isinstance(text, str):
+                        raise TypeError
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    self.counts.malformed_lines += 1
+                    if self.counts.first_malformed is None:
+                        self.counts.first_malformed = f"{source}:{number}"
+                    text = ""
+                yield from self._record(text)
+            if number == 0:
+                self.counts.empty_files += 1
+
+    def _parquet(self, source: str) -> Iterator[Document]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        with open_seekable(source, self.progress) as handle:
+            try:
+                file = parquet.ParquetFile(handle)
+                if self.text_field not in file.schema_arrow.names:
+                    raise UserError(
+                        f"{source} has no column {self.text_field!r} (it has {', '.join(file.schema_arrow.names)}): "
+                        "name the text column with --text-field"
+                    )
+                if file.metadata.num_rows == 0:
+                    self.counts.empty_files += 1
+                for batch in file.iter_batches(batch_size=64, columns=[self.text_field]):
+                    for text in batch.column(0).to_pylist():
+                        yield from self._record(text)
+            except pa.ArrowException as error:
+                raise UserError(f"{source} is not a whole parquet file: {error}") from error
+        if Path(source).suffix == ".parquet":
+            self.progress.bytes += Path(source).stat().st_size
+
+    def _hugging_face(self, source: str) -> Iterator[Document]:
+        import datasets
+
+        name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
+        if not name or any(rest):
+            raise UserError(f"{source!r} is not of the form hf:NAME[:CONFIG[:SPLIT]]")
+        try:
+            rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        except Exception as error:  # the library raises many kinds: no such name, no network, gated, bad config
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"cannot open the data set {source}: {reason}") from error
+        for row in rows:
+            if self.text_field not in row:
+                raise UserError(
+                    f"{source} has no field {self.text_field!r} (it has {', '.join(row)}): use --text-field"
+                )
+            yield from self._record(row[self.text_field])
+
+    # --- from raw to clean ---------------------------------------------------------------------------------------
+
+    def _record(self, text: str | None) -> Iterator[Document]:
+        """One document that came as a value: missing counts as empty, long ones are cut."""
+        text = text or ""
+        if "\x00" in text:
+            self.counts.nul_characters += text.count("\x00")
+            text = text.replace("\x00", "")
+        if not text.isascii():
+            repaired = whole_characters(text)
+            self.counts.invalid_utf8 += repaired.count("\ufffd") - text.count("\ufffd")
+            text = repaired
+        start = 0
+        if len(text) > PART_BYTES:
+            self.counts.long_documents += 1
+        while len(text) > PART_BYTES:
+            cut = max(text.rfind(" ", 0, PART_BYTES), text.rfind("\n", 0, PART_BYTES))
+            cut = cut if cut > 0 else PART_BYTES
+            yield from self._part(start, text[:cut])
+            text, start = text[cut:], start + cut
+        yield from self._emit(text, start)
+
+    def _emit(self, text: str, start: int) -> Iterator[Document]:
+        """The last part of a document, mostly the only one."""
+        self.counts.documents += 1
+        self.counts.empty_documents += start == 0 and (not text or text.isspace())
+        yield from self._part(start, text)
+        self._index += 1
+
+    def _part(self, start: int, text: str) -> Iterator[Document]:
+        if start == 0:
+            self._hash = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        if text and not text.isspace():
+            yield Document(self._index, start, text, self._hash)
+
+    def _decode(self, data: bytes, *, count_nul: bool = True) -> str:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("utf-8", "replace")
+            self.counts.invalid_utf8 += text.count("\ufffd") - data.count(b"\xef\xbf\xbd")
+        if count_nul and "\x00" in text:
+            self.counts.nul_characters += text.count("\x00")
+            text = text.replace("\x00", "")
+        return text
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines without their ends. (A line is one record here, so it has to fit into memory.)"""
+    pending: list[bytes] = []
+    for block in read_blocks(stream):
+        first, *others = block.split(b"\n")
+        pending.append(first)
+        for line in others:
+            yield b"".join(pending)
+            pending = [line]
+    if last := b"".join(pending):
+        yield last
+
+
+def _cut(data: bytes) -> tuple[bytes, bytes]:
+    """Cut at the last white space within PART_BYTES, else between two characters."""
+    cut = max(data.rfind(b" ", 0, PART_BYTES), data.rfind(b"\n", 0, PART_BYTES))
+    if cut <= 0:
+        cut = PART_BYTES
+        while cut > PART_BYTES - 4 and data[cut] & 0xC0 == 0x80:
+            cut -= 1
+    return data[:cut], data[cut:]

@@ -1,0 +1,169 @@
+"""Train a WordPiece vocabulary on a sample of the corpus: the command `spanbert tokenizer train`."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from pretrain.data.corpus import Corpus, Document
+from spanbert.errors import UserError
+from spanbert.tokenizer.wordpiece import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
+
+
+@dataclass(frozen=True)
+class TrainTokenizerConfig:
+    """Train a WordPiece vocabulary."""
+
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    output: Path
+    """Folder to write: tokenizer.json, vocab.txt, tokenizer_config.json."""
+    vocab_size: int = 28_996
+    """Pieces in the vocabulary, special tokens included (28,996: as the released SpanBERT models)."""
+    lowercase: bool = False
+    """Lower-case the text and strip accents (BERT's "uncased"). SpanBERT is cased."""
+    sample_mb: float = 64.0
+    """Train on a random sample of whole documents of at most this many MB of text; 0 takes everything."""
+    min_frequency: int = 2
+    """A merge of two pieces must occur this often."""
+    character_coverage: float = 0.9999
+    """Rarest characters are left out ([UNK]) beyond this share of the sample's characters."""
+    text_field: str = "text"
+    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    document_per_file: bool = False
+    """Each text file is one document; otherwise blank lines separate documents."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
+def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
+    if config.vocab_size < 2 * len(SPECIAL_TOKENS):
+        raise UserError(f"--vocab-size {config.vocab_size} is too small: give at least {2 * len(SPECIAL_TOKENS)}")
+    if not 0 < config.character_coverage <= 1:
+        raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
+    began = time.perf_counter()
+    corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
+    texts, read_bytes = sample_documents(corpus, config.sample_mb, config.seed)
+    if not texts:
+        raise UserError(f"no text found in {', '.join(config.inputs)}")
+    sampled = sum(len(text.encode()) for text in texts)
+    print(
+        f"training on {len(texts):,} of {corpus.counts.documents:,} documents: "
+        f"{sampled / 1e6:.1f} of {read_bytes / 1e6:.1f} MB (sample limit {config.sample_mb:g} MB, seed {config.seed})"
+    )
+    tokenizer = train_wordpiece(
+        texts,
+        config.vocab_size,
+        lowercase=config.lowercase,
+        min_frequency=config.min_frequency,
+        character_coverage=config.character_coverage,
+    )
+    tokenizer.save(config.output)
+    if tokenizer.vocab_size < config.vocab_size:
+        print(f"note: the text gave {tokenizer.vocab_size:,} pieces, fewer than the {config.vocab_size:,} asked for")
+    print(f"wrote {config.output}: {tokenizer.vocab_size:,} pieces in {time.perf_counter() - began:.0f} s")
+    print(f"next: spanbert prepare {' '.join(config.inputs)} --tokenizer {config.output} --output CORPUS_FOLDER")
+
+
+def sample_documents(corpus: Iterable[Document], limit_mb: float, seed: int) -> tuple[list[str], int]:
+    """A uniform sample of documents of at most `limit_mb` MB in UTF-8, in corpus order, and the bytes read in all.
+
+    Each document draws a priority from (seed, position); the lowest priorities that fit are kept, so one pass in
+    bounded memory is enough and the sample does not depend on anything else.
+    """
+    limit = limit_mb * 1e6 if limit_mb > 0 else float("inf")
+    kept: list[tuple[int, int, str, int]] = []  # heap by highest priority value, to drop first
+    held = seen = 0
+    threshold = None  # once something was dropped, only smaller priorities may enter
+    bar = _reading_bar(corpus)
+    for position, document in enumerate(corpus):
+        size = len(document.text) if document.text.isascii() else len(document.text.encode())
+        seen += size
+        digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+        priority = int.from_bytes(digest, "big")
+        if threshold is None or priority < threshold:
+            heapq.heappush(kept, (-priority, position, document.text, size))
+            held += size
+            while held > limit and len(kept) > 1:
+                negative, _, _, dropped = heapq.heappop(kept)
+                held, threshold = held - dropped, -negative
+        if isinstance(corpus, Corpus):
+            bar.update(corpus.progress.bytes - bar.n)
+    bar.close()
+    return [text for _, _, text, _ in sorted(kept, key=lambda item: item[1])], seen
+
+
+def _reading_bar(corpus: Iterable[Document]) -> tqdm:
+    total = corpus.stored_bytes if isinstance(corpus, Corpus) else None
+    return tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=total is None, mininterval=0.5)
+
+
+def train_wordpiece(
+    texts: Sequence[str],
+    vocab_size: int,
+    *,
+    lowercase: bool = False,
+    min_frequency: int = 2,
+    character_coverage: float = 0.9999,
+) -> Tokenizer:
+    """A WordPiece vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] as ids 0…4, then characters, then merged pieces.
+
+    Deterministic: equal texts give an equal vocabulary. The library numbers continuation characters ("##x") in the
+    order of a randomised hash map and breaks ties between merges by those numbers; so they are all numbered here,
+    by handing the whole alphabet to it sorted, as special tokens of the training tokenizer.
+    """
+    normalizer = bert_normalizer(lowercase, None, True)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    single, continuing = choose_alphabet(counts, character_coverage, (vocab_size - len(SPECIAL_TOKENS)) // 2)
+    fixed = [*SPECIAL_TOKENS, *single, *(CONTINUATION + c for c in continuing)]
+    trainee = FastTokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    trainee.normalizer = normalizer
+    trainee.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=fixed,
+        initial_alphabet=single,
+        limit_alphabet=len(single),
+        continuing_subword_prefix=CONTINUATION,
+        show_progress=True,
+    )
+    trainee.train_from_iterator(texts, trainer, length=len(texts))
+    return Tokenizer(trainee.get_vocab(with_added_tokens=False), lowercase=lowercase)
+
+
+def choose_alphabet(counts: Counter[str], coverage: float, limit: int) -> tuple[list[str], list[str]]:
+    """The most frequent characters that make up `coverage` of the text, at most `limit` pieces of vocabulary.
+
+    Returns (characters, those that can continue a word), both sorted: a Chinese character or a punctuation mark is
+    always a word of its own and needs no "##" form.
+    """
+    splitter, normalizer = pre_tokenizers.BertPreTokenizer(), bert_normalizer(False, None, True)
+    visible = {c: n for c, n in counts.items() if not c.isspace()}
+    total, covered, used = sum(visible.values()), 0, 0
+    single: list[str] = []
+    continuing: list[str] = []
+    for character, count in sorted(visible.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= coverage * total or used >= limit:
+            break
+        continues = len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{character}a"))) == 1
+        single.append(character)
+        used += 1
+        if continues:
+            continuing.append(character)
+            used += 1
+        covered += count
+    return sorted(single), sorted(continuing)

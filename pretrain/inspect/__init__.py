@@ -1,0 +1,1 @@
+"""Looking at masks, and at what the heads predict under them."""

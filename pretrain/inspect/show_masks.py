@@ -1,0 +1,291 @@
+"""``spanbert masks``: what span masking does to a text, in the terminal or as a page.
+
+A text is masked exactly as in pretraining: cut into blocks of the block length, one draw for each epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from pretrain.masking.masker import MaskConfig, MaskedBatch, Masker
+from spanbert.errors import UserError
+from spanbert.files import write_atomic
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import tokenizer_path
+
+StandIn = Literal["mask", "random", "kept"]
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """Show which words of a text are masked, with which boundaries and targets."""
+
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT …]")] = ()
+    """Texts to mask; - reads them from standard input, one a line. The schemes entities and noun_phrases want spans marked
+    in the text: "[[New York]] is large"."""
+    tokenizer: Path | None = None
+    """Tokenizer folder, vocab.txt or tokenizer.json (left out: the one that ships with this program), or a folder that
+    `spanbert prepare` wrote, whose token frequencies random tokens are then drawn from."""
+    seed: int = 0
+    """Seed of the masks."""
+    draws: int = 1
+    """How many masks of each text to show: draw n is what epoch n − 1 would see."""
+    block_length: int = 512
+    """Tokens in a block, with [CLS] and [SEP]; a longer text is cut as in pretraining."""
+    sbo_positions: int = 20
+    """Targets further into their span than this have no SBO target."""
+    html: Path | None = None
+    """Write a page instead of printing."""
+    mask: Annotated[MaskConfig, tyro.conf.arg(name="")] = field(default_factory=MaskConfig)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token of the text and what the model gets to see of it."""
+
+    gap: str
+    """White space, or whatever the tokenizer dropped, before it in the text."""
+    text: str
+    """Its characters in the text; for [CLS] and [SEP] their names."""
+    token: str
+    stand_in: StandIn | None
+    """What stands in its place; None when it is not a target."""
+    seen: str
+    """The token that stands in its place."""
+    is_boundary: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the span-boundary objective: `token` is predicted from left, right and position (§3.2)."""
+
+    span: int
+    left: str
+    right: str
+    position: int
+    token: str
+    stand_in: StandIn
+    seen: str
+    has_sbo: bool
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One mask of one block."""
+
+    title: str
+    pieces: list[Piece]
+    targets: list[Target]
+    span_of: list[int | None]
+    """For each piece, the number of the span it is in, from 1."""
+
+    @property
+    def summary(self) -> str:
+        content = len(self.pieces) - 2
+        spans = max((target.span for target in self.targets), default=0)
+        share = 100 * len(self.targets) / max(1, content)
+        return f"{len(self.targets)} of {content} tokens masked ({share:.1f} %) in {spans} span{'s' * (spans != 1)}"
+
+
+def run_masks(config: MasksConfig) -> None:
+    """Mask, then print or write a page."""
+    if min(config.draws, config.sbo_positions) < 1 or config.block_length < 3:
+        raise UserError(
+            "--draws and --sbo-positions must be at least 1, --block-length at least 3 ([CLS], a token, [SEP])"
+        )
+    tokenizer, masker, note = make_masker(config)
+    texts = read_texts(config.texts)
+    draws = []
+    for number, text in enumerate(texts, 1):
+        name = f"text {number}, " if len(texts) > 1 else ""
+        draws += draw_masks(text, tokenizer, masker, config, name)
+    if not any(draw.targets for draw in draws):
+        raise UserError("there is nothing to mask: the text holds no word that the tokenizer knows")
+    about = f"scheme {config.mask.scheme}, seed {config.seed}; {note}"
+    if config.html is None:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(render(draws, about, colour))
+    else:
+        from pretrain.inspect.mask_html import page
+
+        write_atomic(config.html, page(draws, about))
+        print(f"wrote {config.html}: open it in a browser")
+
+
+def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
+    """The tokenizer, the masker, and where its random tokens come from."""
+    path = config.tokenizer if config.tokenizer is not None else tokenizer_path()
+    counts_path = path / "unigram.npy"
+    tokenizer = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
+    counts, note = np.ones(tokenizer.vocab_size, np.int64), "random tokens drawn evenly from the vocabulary"
+    if counts_path.is_file() and config.mask.replacement == "unigram":
+        counts, note = np.load(counts_path), f"random tokens drawn by frequency in {path}"
+    masker = Masker(
+        config.mask,
+        starts_word=tokenizer.starts_word,
+        special_ids=tokenizer.special_ids,
+        mask_id=tokenizer.mask_id,
+        unigram_counts=counts,
+        seed=config.seed,
+        sbo_positions=config.sbo_positions,
+    )
+    return tokenizer, masker, note
+
+
+def read_texts(texts: tuple[str, ...]) -> list[str]:
+    """The texts given, with the lines of standard input in the place of "-". Raises UserError when there are none."""
+    found = []
+    for text in texts:
+        found += [line.rstrip("\r\n") for line in sys.stdin] if text == "-" else [text]
+    found = [text for text in found if text.strip()]
+    if not found:
+        raise UserError('there is no text to mask: spanbert masks "any text", or - for standard input')
+    return found
+
+
+def take_marked(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without its [[…]] marks, and the (start, end) characters that were marked."""
+    plain, spans = "", []
+    for number, part in enumerate(re.split(r"\[\[(.+?)\]\]", text)):
+        if number % 2:
+            spans.append((len(plain), len(plain) + len(part)))
+        plain += part
+    return plain, spans
+
+
+def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksConfig, name: str = "") -> list[Draw]:
+    """Every draw of every block of one text. A block's number within its text is its sequence index, so that a text's
+    masks do not depend on the others given."""
+    marked: list[tuple[int, int]] = []
+    is_linguistic = config.mask.scheme in ("entities", "noun_phrases")
+    if is_linguistic:
+        text, marked = take_marked(text)
+        if not marked:
+            raise UserError(f'scheme {config.mask.scheme} needs spans: mark them in the text, "[[New York]] is large"')
+    ids, offsets = tokenizer.encode(text)
+    room = config.block_length - 2
+    draws = []
+    for index, begin in enumerate(range(0, len(ids), room)):
+        block, places = ids[begin : begin + room], offsets[begin : begin + room]
+        flat_ids = np.concatenate([[tokenizer.cls_id], block, [tokenizer.sep_id]])
+        inside = [np.flatnonzero((places[:, 0] < end) & (places[:, 1] > start)) for start, end in marked]
+        pairs = np.array([(at[0], at[-1] + 1) for at in inside if len(at)], np.int64).reshape(-1, 2)
+        spans = [pairs] if is_linguistic else None
+        for epoch in range(config.draws):
+            batch = masker.mask(flat_ids, np.array([0, len(flat_ids)]), epoch=epoch, indices=[index], spans=spans)
+            title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"
+            draws.append(_describe(title, text, places, flat_ids, batch, tokenizer))
+    return draws
+
+
+def _describe(
+    title: str, text: str, places: np.ndarray, flat_ids: np.ndarray, batch: MaskedBatch, tokenizer: Tokenizer
+) -> Draw:
+    """A masked block in words."""
+
+    def kind(position: int) -> StandIn:
+        if batch.input_ids[position] == tokenizer.mask_id:
+            return "mask"
+        return "kept" if batch.input_ids[position] == flat_ids[position] else "random"
+
+    targets, span_of = [], [None] * len(flat_ids)
+    with_sbo = set(batch.sbo_targets.tolist())
+    for number, position in enumerate(batch.target_positions.tolist()):
+        span = int(batch.target_span[number])
+        span_of[position] = span + 1
+        targets.append(
+            Target(
+                span=span + 1,
+                left=tokenizer.token(int(flat_ids[batch.span_left[span]])),
+                right=tokenizer.token(int(flat_ids[batch.span_right[span]])),
+                position=int(batch.target_offset[number]) + 1,
+                token=tokenizer.token(int(flat_ids[position])),
+                stand_in=kind(position),
+                seen=tokenizer.token(int(batch.input_ids[position])),
+                has_sbo=number in with_sbo,
+            )
+        )
+    boundaries = {*batch.span_left.tolist(), *batch.span_right.tolist()}
+    pieces, end = [], 0
+    for position, token_id in enumerate(flat_ids.tolist()):
+        token = tokenizer.token(token_id)
+        gap, shown = " " * (position > 0), token  # what stands around [CLS] and [SEP]
+        if 0 < position < len(flat_ids) - 1:
+            start, stop = (int(x) for x in places[position - 1])
+            gap = text[end:start] if position > 1 else gap
+            shown, end = text[start:stop], stop
+        stand_in = kind(position) if span_of[position] else None
+        seen = tokenizer.token(int(batch.input_ids[position]))
+        pieces.append(Piece(gap, shown, token, stand_in, seen, position in boundaries))
+    return Draw(title, pieces, targets, span_of)
+
+
+ON = {
+    "mask": "\033[1;97;44m",
+    "random": "\033[1;97;45m",
+    "kept": "\033[1;30;42m",
+    "boundary": "\033[4;33m",
+    "dim": "\033[2m",
+}
+OFF = "\033[0m"
+PLAIN = {"mask": ("{", "}"), "random": ("{~", "}"), "kept": ("{=", "}"), "boundary": ("<", ">"), "dim": ("", "")}
+
+
+def render(draws: list[Draw], about: str, colour: bool) -> str:
+    """All draws for a terminal: each text with its spans and boundaries marked, then a table of its targets."""
+    style = {name: (ON[name], OFF) for name in ON} if colour else PLAIN
+    names = {
+        "mask": "[MASK] stands there",
+        "random": "a random token",
+        "kept": "left as it was",
+        "boundary": "boundary",
+    }
+    legend = "  ".join(f"{style[key][0]}{name}{style[key][1]}" for key, name in names.items())
+    blocks = [f"{about}\n{legend}"]
+    for draw in draws:
+        line = ""
+        for number, piece in enumerate(draw.pieces):
+            before = draw.pieces[number - 1].stand_in if number else None
+            after = draw.pieces[number + 1].stand_in if number + 1 < len(draw.pieces) else None
+            key = piece.stand_in or ("boundary" if piece.is_boundary else None)
+            if key is None and number in (0, len(draw.pieces) - 1):
+                key = "dim"
+            opened, closed = style[key] if key else ("", "")
+            if piece.stand_in:  # one mark around a run of pieces with the same stand-in
+                opened, closed = opened * (before != piece.stand_in), closed * (after != piece.stand_in)
+            joins = piece.stand_in is not None and before == piece.stand_in
+            line += (piece.gap + opened if not joins else piece.gap) + piece.text + closed
+        blocks.append(f"{style['dim'][0]}{draw.title}: {draw.summary}{style['dim'][1]}\n{line}")
+        blocks += [table(draw)] * bool(draw.targets)
+    return "\n\n".join(blocks)
+
+
+HEAD = ("span", "left boundary", "right boundary", "position", "target", "in its place")
+
+
+def table(draw: Draw) -> str:
+    """The SBO targets as aligned columns."""
+    rows = [HEAD]
+    for target in draw.targets:
+        place = "kept" if target.stand_in == "kept" else target.seen
+        span = f"{target.span}" if target.position == 1 else ""
+        left, right = (target.left, target.right) if target.position == 1 else ("", "")
+        position = f"{target.position}" if target.has_sbo else f"{target.position} (no SBO)"
+        rows.append((span, left, right, position, target.token, place))
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell + " " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that the text takes: Chinese and the like take two a character, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,1 @@
+"""What is hidden of a sequence, as a pure function of (seed, epoch, index)."""

@@ -1,0 +1,196 @@
+"""Span masking (§3.1): which tokens of a packed batch are hidden, and what stands in their place.
+
+A mask is a pure function of (seed, epoch, sequence index) and the sequence's own tokens, so that it is the same on any
+worker, rank and batch size and after any resume. What is masked is chosen in span_choice.py and word_choice.py, with
+the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pretrain.masking.counter_rng import draw, sequence_keys, stream, unit
+from pretrain.masking.span_sampler import SpanRule, choose_spans, list_spans
+from pretrain.masking.word_sampler import Units, choose_words, find_words
+from spanbert.errors import UserError
+
+# purposes of the streams that replace tokens; those that choose spans and words are numbered there
+_ACTION, _REPLACEMENT = 16, 17
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How sequences are masked; the defaults are the paper's geometric spans (§3.1, §4.2)."""
+
+    scheme: Literal["geometric", "whole_word", "subword", "entities", "noun_phrases"] = "geometric"
+    """What is masked: spans of geometric length, single words, single tokens, or the spans of a tagger's sidecar."""
+    mask_share: float = 0.15
+    """Share of a sequence's tokens that become targets."""
+    geometric_p: float = 0.2
+    """Parameter of the geometric distribution of span lengths in words."""
+    max_span_words: int = 10
+    """Longest span in words: the geometric distribution is truncated here."""
+    budget: Literal["whole_words", "reference"] = "whole_words"
+    """At the end of the share: shorten the last span to whole words, or cut it mid-word to meet the share exactly."""
+    replacement: Literal["unigram", "uniform"] = "unigram"
+    """Random tokens come from the corpus's token frequencies, or evenly from the vocabulary."""
+    special_boundaries: bool = True
+    """Whether [CLS] and [SEP] may serve as boundary tokens of the span-boundary objective."""
+
+    def __post_init__(self):
+        if not 0.0 < self.mask_share < 1.0:
+            raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
+        if not 0.0 < self.geometric_p < 1.0:
+            raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
+        if self.max_span_words < 1:
+            raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
+
+
+class MaskedBatch(NamedTuple):
+    """A corrupted packed batch and its targets. T tokens, B sequences, M targets, S spans, K targets with SBO."""
+
+    input_ids: np.ndarray  # (T,) int64, corrupted
+    cu_seqlens: np.ndarray  # (B + 1,) int32
+    target_positions: np.ndarray  # (M,) int64 into T, ascending
+    target_ids: np.ndarray  # (M,) int64, the original tokens
+    span_left: np.ndarray  # (S,) int64 into T: the visible token before each span
+    span_right: np.ndarray  # (S,) int64 into T: the visible token after each span
+    target_span: np.ndarray  # (M,) int64 into S
+    target_offset: np.ndarray  # (M,) int64, 0-based position of the target in its span
+    sbo_targets: np.ndarray  # (K,) int64 into M: the targets that the SBO predicts
+
+
+class Masker:
+    """Masks packed batches. Immutable after construction, so that any number of workers may share one.
+
+    starts_word (V,) bool: whether a token id is a word's first piece. special_ids: ids that are never masked and never
+    put in place of a token. unigram_counts (V,): how often each id occurs in the training text. seed: any integer.
+    sbo_positions: rows of the SBO's position table; targets further into their span have no SBO target.
+    Raises UserError when the counts are not those of this vocabulary, or all are zero.
+    """
+
+    def __init__(
+        self,
+        config: MaskConfig,
+        *,
+        starts_word: np.ndarray,
+        special_ids: np.ndarray,
+        mask_id: int,
+        unigram_counts: np.ndarray,
+        seed: int,
+        sbo_positions: int = 20,
+    ):
+        self.config, self.mask_id, self.seed, self.sbo_positions = config, mask_id, seed, sbo_positions
+        # to the subword scheme every token is a word
+        self._starts_unit = np.asarray(starts_word, bool) | (config.scheme == "subword")
+        self._special = np.zeros(self._starts_unit.size, bool)
+        self._special[np.asarray(special_ids, np.int64)] = True
+        self._rule = SpanRule(
+            truncated_geometric(config.geometric_p, config.max_span_words), config.budget == "reference"
+        )
+        counts = np.ones(self._starts_unit.size, np.int64)
+        if config.replacement == "unigram":
+            counts = np.array(unigram_counts, np.int64)
+            if counts.shape != self._starts_unit.shape:
+                raise UserError(
+                    f"unigram counts for {counts.size} tokens, vocabulary of {self._starts_unit.size}: "
+                    "prepare the corpus with the tokenizer that you train with."
+                )
+        counts[self._special] = 0
+        if counts.sum() <= 0:
+            raise UserError("No token has a count in the unigram table: prepare the corpus again.")
+        self._occurrences_to = np.cumsum(counts)
+
+    def mask(
+        self,
+        flat_ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        *,
+        epoch: int | np.ndarray,
+        indices: np.ndarray,
+        spans: Sequence[np.ndarray] | None = None,
+    ) -> MaskedBatch:
+        """Mask B sequences that lie end to end, each with its [CLS] and [SEP].
+
+        flat_ids (T,) and cu_seqlens (B + 1,) are integers of any kind and stay as they are; epoch is one number or (B,)
+        numbers, indices (B,) the numbers of the sequences in the corpus. spans, for the schemes `entities` and
+        `noun_phrases`: for each sequence its (n, 2) token spans [start, end), counted without [CLS].
+        Raises UserError when such a scheme gets no spans or one outside its sequence, and ValueError when a sequence
+        has no room for two specials or the numbers of sequences and indices differ.
+        """
+        cu_seqlens = np.asarray(cu_seqlens).astype(np.int32)
+        if len(indices) != len(cu_seqlens) - 1 or (np.diff(cu_seqlens) < 2).any():
+            raise ValueError("expected one index per sequence, and sequences of at least two tokens ([CLS], [SEP])")
+        input_ids = np.array(flat_ids, np.int64)
+        keys = sequence_keys(self.seed, epoch, indices)
+        scheme = self.config.scheme
+        words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special)
+        budget = np.ceil(self.config.mask_share * words.tokens).astype(np.int64)
+        if scheme in ("subword", "whole_word"):
+            units = choose_words(words, budget, keys, self._rule.cut_mid_word)
+        else:
+            listed = None
+            if scheme in ("entities", "noun_phrases"):
+                if spans is None:
+                    raise UserError(
+                        f"scheme {scheme} needs a tagger's spans: prepare the corpus with a sidecar of spans."
+                    )
+                listed = list_spans(words, cu_seqlens, keys, spans)
+            units = choose_spans(words, budget, keys, self._rule, listed)
+        return self._corrupt(input_ids, cu_seqlens, keys, units)
+
+    def _corrupt(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units) -> MaskedBatch:
+        """Make targets of the units' tokens and replace them: 80 % [MASK], 10 % random tokens, 10 % as they were.
+
+        The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked,
+        per word in whole-word masking, per token in subword masking (as in BERT). Each random token is drawn for itself.
+        Overwrites `input_ids`.
+        """
+        first, size, sequence = units
+        unit_M = np.repeat(np.arange(len(first)), size)
+        total = len(unit_M)
+        positions = np.arange(total) + (first - (np.cumsum(size) - size))[unit_M]
+        target_ids = input_ids[positions]
+
+        action = unit(draw(stream(keys, _ACTION)[sequence], first - cu_seqlens[sequence]))[unit_M]
+        input_ids[positions[action < 0.8]] = self.mask_id
+        is_random = np.flatnonzero(action >= 0.9)
+        random_positions, random_sequence = positions[is_random], sequence[unit_M[is_random]]
+        bits = draw(stream(keys, _REPLACEMENT)[random_sequence], random_positions - cu_seqlens[random_sequence])
+        occurrence = (unit(bits) * self._occurrences_to[-1]).astype(np.int64)
+        input_ids[random_positions] = np.searchsorted(self._occurrences_to, occurrence, side="right")
+
+        # A span is a maximal run of targets: then both its neighbours are visible under every scheme.
+        begins_span = np.ones(total, bool)
+        begins_span[1:] = np.diff(positions) != 1
+        span_first = np.flatnonzero(begins_span)
+        span_last = np.append(span_first[1:], total)[: len(span_first)] - 1
+        target_span = np.cumsum(begins_span) - 1
+        target_offset = np.arange(total) - span_first[target_span]
+        span_left, span_right = positions[span_first] - 1, positions[span_last] + 1
+        has_sbo = target_offset < self.sbo_positions
+        if not self.config.special_boundaries:
+            span_sequence = sequence[unit_M[span_first]]
+            at_edge = (span_left == cu_seqlens[span_sequence]) | (span_right == cu_seqlens[span_sequence + 1] - 1)
+            has_sbo &= ~at_edge[target_span]
+        return MaskedBatch(
+            input_ids=input_ids,
+            cu_seqlens=cu_seqlens,
+            target_positions=positions,
+            target_ids=target_ids,
+            span_left=span_left,
+            span_right=span_right,
+            target_span=target_span,
+            target_offset=target_offset,
+            sbo_targets=np.flatnonzero(has_sbo),
+        )
+
+
+def truncated_geometric(p: float, longest: int) -> np.ndarray:
+    """Cumulative distribution of span lengths 1 … longest, P(l) ∝ p (1 - p)^(l - 1), (longest,) float64."""
+    shares = p * (1.0 - p) ** np.arange(longest)
+    cdf = np.cumsum(shares) / shares.sum()
+    cdf[-1] = 1.0
+    return cdf

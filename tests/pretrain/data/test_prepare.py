@@ -1,0 +1,383 @@
+"""Preparation from end to end: no token lost, the same output whatever the processes and interruptions."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from pretrain.data import prepare, shards
+from pretrain.data.blocks import Blocks
+from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.train_tokenizer import train_wordpiece
+from spanbert.errors import UserError
+from spanbert.tokenizer.wordpiece import Tokenizer
+
+WORDS = [
+    "born",
+    "free",
+    "equal",
+    "dignity",
+    "rights",
+    "reason",
+    "conscience",
+    "spirit",
+    "naïve",
+    "Füße",
+    "人权",
+    "[SEP]",
+    "human,",
+    "beings.",
+    "don't",
+    "1948",
+]
+
+
+def make_documents(number: int, seed: int = 0) -> list[str]:
+    chance = random.Random(seed)
+    return [
+        f"Title {i}.\n" + " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, 400))) for i in range(number)
+    ]
+
+
+DOCUMENTS = make_documents(60)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    # Trained on the text backwards: all its characters, but few of its words, so that most words are several pieces.
+    train_wordpiece([text[::-1] for text in DOCUMENTS], 200, character_coverage=1.0).save(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus_file(tmp_path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def configure(tmp_path, tokenizer_folder, corpus_file, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_CHARACTERS", 5000)
+
+    def make(**changes) -> PrepareConfig:
+        given = {
+            "inputs": (str(corpus_file),),
+            "tokenizer": tokenizer_folder,
+            "output": tmp_path / "out",
+            "block_length": 32,
+        }
+        return PrepareConfig(**(given | {"processes": 1, "validation_share": 0.1} | changes))
+
+    return make
+
+
+def documents_of(folder: Path) -> dict[int, list[int]]:
+    """document -> the ids of its blocks, joined in order of start."""
+    joined: dict[int, list[int]] = {}
+    for split in ("train", "validation"):
+        rows = datasets.load_from_disk(str(folder / split))
+        for document, start, ids in zip(rows["document"], rows["start"], rows["input_ids"], strict=True):
+            assert start == len(joined.setdefault(document, [])), "blocks of a document follow each other in order"
+            joined[document].extend(ids)
+    return joined
+
+
+def content_of(folder: Path) -> dict[str, object]:
+    """All that a preparation decides, for comparing two."""
+    content: dict[str, object] = {"unigram": np.load(folder / "unigram.npy").tolist()}
+    for split in ("train", "validation"):
+        content[split] = datasets.load_from_disk(str(folder / split)).to_dict()
+    return content
+
+
+# --- no token lost -----------------------------------------------------------------------------------------------
+
+
+def test_no_token_is_lost(configure, tokenizer_folder):
+    config = configure()
+    run_prepare(config)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    expected = {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(DOCUMENTS)}
+    assert documents_of(config.output) == expected
+    report = json.loads((config.output / "prepare.json").read_text())["report"]
+    room = config.block_length - 2
+    assert report["blocks"] == sum(-(-len(ids) // room) for ids in expected.values())
+    assert report["tokens"] == sum(map(len, expected.values()))
+    assert report["words"] == sum(int(tokenizer.starts_word[ids].sum()) for ids in expected.values())
+    assert report["documents"] == 60 and report["pieces_per_word"] > 1.5 and report["unknown_rate"] < 0.01
+    assert sum(report["block_length_histogram"].values()) == report["blocks"]
+
+
+def test_report_numbers(configure, tokenizer_folder):
+    config = configure()
+    run_prepare(config)
+    content = json.loads((config.output / "prepare.json").read_text())
+    report, held = content["report"], content["report"]["held_out"]
+    train, validation = (datasets.load_from_disk(str(config.output / s)) for s in ("train", "validation"))
+    assert (held["train_blocks"], held["validation_blocks"]) == (len(train), len(validation))
+    assert held["validation_documents"] == len(set(validation["document"]))
+    assert 1 <= held["validation_documents"] <= 20
+    ids = [i for row in train["input_ids"] for i in row]
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    assert np.load(config.output / "unigram.npy").tolist() == np.bincount(ids, minlength=tokenizer.vocab_size).tolist()
+    lengths = [len(row) + 2 for split in (train, validation) for row in split["input_ids"]]
+    histogram = {f"{low + 1}-{low + 4}": sum(low < n <= low + 4 for n in lengths) for low in range(0, 32, 4)}
+    assert report["block_length_histogram"] == histogram
+    unknown = sum(i == tokenizer.unk_id for split in (train, validation) for row in split["input_ids"] for i in row)
+    assert report["unknown_rate"] == unknown / report["tokens"]
+    assert content["tokenizer_fingerprint"] == tokenizer.fingerprint and content["block_length"] == 32
+    assert train.features["input_ids"].feature.dtype == "uint16"
+
+
+def test_the_largest_vocabularies_take_int32(configure, tmp_path):
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(70_000))]
+    Tokenizer({piece: i for i, piece in enumerate(pieces)}).save(tmp_path / "large")
+    (tmp_path / "large.txt").write_text("w3 w69999\n\nw1")
+    config = configure(inputs=(str(tmp_path / "large.txt"),), tokenizer=tmp_path / "large")
+    run_prepare(config)
+    assert documents_of(config.output) == {0: [8, 70_004], 1: [6]}
+
+
+def test_long_documents_in_parts_lose_nothing(configure, monkeypatch, tokenizer_folder, tmp_path):
+    """Cut by the reader (parts) and by the encoder (pieces): neither may change a token or divide a document."""
+    monkeypatch.setattr("pretrain.data.corpus.PART_BYTES", 700)
+    monkeypatch.setattr("pretrain.data.readers.BLOCK_BYTES", 100)
+    monkeypatch.setattr(shards, "PIECE_CHARACTERS", 50)
+    config = configure()
+    run_prepare(config)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    sides: dict[int, set[str]] = {}
+    joined: dict[int, list[int]] = {}
+    for split in ("train", "validation"):
+        for row in datasets.load_from_disk(str(config.output / split)):
+            sides.setdefault(row["document"], set()).add(split)
+            joined.setdefault(row["document"], []).extend(row["input_ids"])
+    assert joined == {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(DOCUMENTS)}
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_real_articles(configure, tokenizer_folder):
+    """English and Chinese with five other scripts: nothing lost, and a title begins each document."""
+    articles = (Path(__file__).parents[2] / "data" / "wikipedia_articles.txt").read_text().strip().split("\n\n")
+    config = configure(inputs=(str(Path(__file__).parents[2] / "data" / "wikipedia_articles.txt"),))
+    run_prepare(config)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    assert documents_of(config.output) == {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(articles)}
+
+
+# --- the same output ---------------------------------------------------------------------------------------------
+
+
+def test_processes_do_not_change_the_output(configure, tmp_path):
+    run_prepare(configure(output=tmp_path / "one"))
+    run_prepare(configure(output=tmp_path / "three", processes=3))
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "three")
+    assert not list(tmp_path.glob(".*")), "nothing is left beside the output"
+
+
+def test_an_interrupted_preparation_goes_on(configure, tmp_path, monkeypatch, capsys):
+    run_prepare(configure(output=tmp_path / "whole"))
+    write, written = shards.ShardWriter.write, []
+
+    def interrupted(self, shard):
+        if len(written) == 2:
+            # as after a kill: half a file, no mark of done
+            shards.shard_file(self.settings.folder, shard.number, "train").write_bytes(b"half")
+            raise KeyboardInterrupt
+        written.append(shard.number)
+        write(self, shard)
+
+    monkeypatch.setattr(shards.ShardWriter, "write", interrupted)
+    config = configure()
+    with pytest.raises(KeyboardInterrupt):
+        run_prepare(config)
+    assert not config.output.exists()
+    assert "2 shards are done" in capsys.readouterr().out
+
+    def resumed(self, shard):
+        written.append(shard.number)
+        write(self, shard)
+
+    monkeypatch.setattr(shards.ShardWriter, "write", resumed)
+    run_prepare(config)
+    assert "2 finished shards" in capsys.readouterr().out
+    assert written == list(range(len(written))), "no shard was written twice"
+    assert content_of(config.output) == content_of(tmp_path / "whole")
+    report = [json.loads((f / "prepare.json").read_text())["report"] for f in (config.output, tmp_path / "whole")]
+    assert report[0] == report[1]
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_goes_on(tmp_path, tokenizer_folder):
+    """SIGKILL to the parent in the middle of work: the workers end by themselves, the next call goes on."""
+    (tmp_path / "big.txt").write_text("\n\n".join(make_documents(60) * 400), encoding="utf-8")
+    command = [sys.executable, "-m", "spanbert", "prepare", str(tmp_path / "big.txt"), "--tokenizer"]
+    command += [str(tokenizer_folder), "--output", str(tmp_path / "out"), "--block-length", "32"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = tmp_path / ".out.preparing"
+    deadline = time.monotonic() + 300
+    while not list(work.glob("shard-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(work.glob("shard-*.json")) and not (tmp_path / "out").exists()
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("workers outlive their parent")
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "going on" in again.stdout
+    assert len(Blocks.open(tmp_path / "out", "train")) > 40_000
+
+
+def test_done_and_changed_settings(configure, corpus_file, capsys, monkeypatch):
+    config = configure()
+    run_prepare(config)
+    run_prepare(config)
+    assert "nothing to do" in capsys.readouterr().out
+    for changes, named in [
+        ({"block_length": 64}, "block length"),
+        ({"validation_share": 0.2}, "validation share"),
+        ({"lowercase": True}, "tokenizer fingerprint"),
+        ({"document_per_file": True}, "document per file"),
+    ]:
+        with pytest.raises(UserError, match=rf"other settings \({named}\)"):
+            run_prepare(configure(**changes))
+    corpus_file.write_text("changed text")
+    with pytest.raises(UserError, match=r"other settings \(inputs\)"):
+        run_prepare(config)
+    run_prepare(configure(overwrite=True, block_length=64))
+    assert json.loads((config.output / "prepare.json").read_text())["report"]["documents"] == 1
+
+
+def test_interrupted_with_other_settings_is_refused(configure, monkeypatch):
+    def interrupt(self, shard):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_prepare(configure())
+    with pytest.raises(UserError, match=r"interrupted preparation .* other settings \(block length\).*--overwrite"):
+        run_prepare(configure(block_length=64))
+    run_prepare(configure(block_length=64, overwrite=True))
+    assert Blocks.open(configure().output, "train").block_length == 64
+
+
+def test_two_at_a_time_are_refused(configure, monkeypatch):
+    def second(self, shard):
+        run_prepare(configure())
+
+    monkeypatch.setattr(shards.ShardWriter, "write", second)
+    with pytest.raises(UserError, match="another preparation is writing"):
+        run_prepare(configure())
+
+
+def test_a_full_disk_is_one_clear_error(configure, monkeypatch):
+    def full(self, shard):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.ShardWriter, "write", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        run_prepare(configure())
+
+
+def test_an_output_that_is_something_else_is_left_alone(configure):
+    config = configure()
+    config.output.mkdir()
+    (config.output / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is not a prepared corpus"):
+            run_prepare(configure(overwrite=overwrite))
+    assert (config.output / "thesis.tex").exists()
+
+
+# --- held out ----------------------------------------------------------------------------------------------------
+
+
+def splits_of(folder: Path) -> tuple[list[int], list[int]]:
+    train, validation = (datasets.load_from_disk(str(folder / s))["document"] for s in ("train", "validation"))
+    return sorted(set(train)), sorted(set(validation))
+
+
+def test_copies_of_a_document_are_on_one_side(configure, tmp_path):
+    path = tmp_path / "twice.txt"
+    path.write_text("\n\n".join([*DOCUMENTS, *reversed(DOCUMENTS)]), encoding="utf-8")
+    run_prepare(configure(inputs=(str(path),), validation_share=0.3))
+    train, validation = splits_of(configure().output)
+    assert not set(train) & set(validation) and len(train) + len(validation) == 120
+    assert {119 - document for document in validation} == set(validation)
+
+
+@pytest.mark.parametrize("share", [1e-12, 1 - 1e-12])
+def test_few_documents_are_never_all_on_one_side(share, configure, tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("\n\n".join([" ".join(DOCUMENTS[:5]), DOCUMENTS[5][:20], " ".join(DOCUMENTS[:3])]))
+    run_prepare(configure(inputs=(str(path),), validation_share=share))
+    assert splits_of(configure().output) == ([0, 2], [1])
+
+
+def test_of_a_single_document_the_last_blocks_are_held_out(configure, tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text(" ".join(DOCUMENTS))
+    config = configure(inputs=(str(path),), validation_share=0.05)
+    run_prepare(config)
+    train, validation = (Blocks.open(config.output, split) for split in ("train", "validation"))
+    assert 0.03 < len(validation) / (len(train) + len(validation)) < 0.07
+    assert validation.start.min() > train.start.max()
+
+
+def test_nothing_held_out_when_asked(configure):
+    run_prepare(configure(validation_share=0.0))
+    assert splits_of(configure().output) == (list(range(60)), [])
+    assert len(Blocks.open(configure().output, "validation")) == 0
+
+
+# --- odd input ---------------------------------------------------------------------------------------------------
+
+
+def test_documents_without_a_token(configure, tmp_path, capsys):
+    path = tmp_path / "odd.txt"
+    path.write_bytes(b"words here\n\n\x01\x02\x7f\n\n\xef\xbf\xbd\n\nmore words\n\nlast \xff words \x00")
+    config = configure(inputs=(str(path),))
+    run_prepare(config)
+    assert sorted(documents_of(config.output)) == [0, 3, 4]
+    report = json.loads((config.output / "prepare.json").read_text())["report"]
+    assert report["documents"] == 5 and report["no_token_documents"] == 2
+    assert report["invalid_utf8"] == 1 and report["nul_characters"] == 1
+    printed = capsys.readouterr().out
+    assert "documents without a token" in printed and "invalid UTF-8 sequences" in printed
+
+
+@pytest.mark.parametrize(
+    "content, changes, message",
+    [
+        (b"", {}, "no text found"),
+        (b"\x01\n\n\x02", {}, "no text found"),
+        (b"words", {"block_length": 4}, "too short"),
+        (b"words", {"validation_share": 1.0}, "not in"),
+        (b"words", {"processes": 0}, "--processes 0"),
+        (b"words", {"tokenizer": Path("/absent")}, "/absent does not exist"),
+    ],
+)
+def test_impossible_requests(content, changes, message, configure, tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        run_prepare(configure(inputs=(str(path),), **changes))
+    assert not configure().output.exists() and not list(tmp_path.glob(".*"))
