@@ -41,8 +41,8 @@ from benchmarks.ablation_plan import (
 )
 from benchmarks.ablation_report import plot, report
 from benchmarks.sentence_pairs import run_pretrain_pairs
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_train import run_finetune_qa
+from finetune.config import FinetuneQAConfig
+from finetune.train import run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain

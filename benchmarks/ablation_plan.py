@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_records import open_text
+from finetune.config import FinetuneQAConfig
+from finetune.tasks.qa.records import open_text
 from pretrain.config import PretrainConfig
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.model_folder import encoder_config

@@ -24,7 +24,7 @@ from spanbert.weights import qa_model_path
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT / "sample" / "text.txt"
 LOADING = (
-    "import sys, time; from finetune.qa_answerer import QuestionAnswerer; began = time.perf_counter(); "
+    "import sys, time; from finetune.tasks.qa.answerer import QuestionAnswerer; began = time.perf_counter(); "
     "QuestionAnswerer.load(sys.argv[1]); print(time.perf_counter() - began)"
 )
 

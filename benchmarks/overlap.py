@@ -27,8 +27,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from finetune.qa_metrics import qa_metrics
-from finetune.qa_records import Paragraph, QAReader
+from finetune.tasks.qa.metrics import qa_metrics
+from finetune.tasks.qa.records import Paragraph, QAReader
 from pretrain.data.corpus import Corpus
 from spanbert.config import read_json
 from spanbert.errors import UserError

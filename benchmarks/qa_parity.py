@@ -26,11 +26,11 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from finetune.qa_loss import qa_loss_sum
-from finetune.qa_predict import to_device
-from finetune.qa_records import QAReader
-from finetune.qa_train import step_windows
-from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
+from finetune.predict import to_device
+from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.loss import qa_loss_sum
+from finetune.tasks.qa.records import QAReader
+from finetune.train import step_windows
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import describe
 from spanbert.files import write_atomic

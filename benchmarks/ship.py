@@ -39,8 +39,8 @@ from benchmarks.shipped_scores import (
     load_whole,
     mistakes,
 )
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_evaluate import describe, write_evaluation
+from finetune.config import FinetuneQAConfig
+from finetune.evaluate import describe, write_evaluation
 from pretrain.config import PretrainConfig
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.export_hub import ExportConfig, run_export

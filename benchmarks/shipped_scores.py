@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.qa_answerer import QuestionAnswerer
-from finetune.qa_evaluate import Evaluation, evaluate_model, read_question_set
-from finetune.qa_metrics import score_question
-from finetune.qa_records import QAReader, Question
+from finetune.evaluate import Evaluation, evaluate_model, read_question_set
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.metrics import score_question
+from finetune.tasks.qa.records import QAReader, Question
 from pretrain.data.batches import DataOrder, StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.inspect.fill import fill

@@ -50,7 +50,7 @@ def config(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Abl
     """Two arms, one seed, a very small encoder; without what is slow and beside the point."""
     monkeypatch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
-    for module in ("pretrain.run", "finetune.qa_session"):
+    for module in ("pretrain.run", "finetune.run"):
         monkeypatch.setattr(f"{module}.plot_curves", lambda *_: False)
     return AblationConfig(
         data=corpus, train=DATA / "qa_v1.json", dev=DATA / "qa_v1.json", output=tmp_path / "ablation",
@@ -264,13 +264,13 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
     assert (folder / "pretrain/config.json").exists() and not (folder / "pretrain/model").exists()
 
     monkeypatch.setattr(Stepper, "take", take)
-    monkeypatch.setattr("finetune.qa_train.clip_gradients", _interrupt)
+    monkeypatch.setattr("finetune.train.clip_gradients", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         ablation.run(config)
     assert (folder / "pretrain/model").exists() and not (folder / "result.json").exists()
     assert "resuming from" in (folder / "log.txt").read_text()
 
-    monkeypatch.setattr("finetune.qa_train.clip_gradients", clip_gradients)
+    monkeypatch.setattr("finetune.train.clip_gradients", clip_gradients)
     monkeypatch.setattr(ablation, "run_pretrain", _interrupt)  # must not be called any more
     ablation.run(config)
     theirs = json.loads((undisturbed.output / "runs/geometric+sbo/seed-5/result.json").read_text())

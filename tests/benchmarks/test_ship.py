@@ -18,8 +18,8 @@ from benchmarks.model_card import table
 from benchmarks.recipe import Cost, command_line, commands, cost, place, run_of
 from benchmarks.ship import ShipConfig, ship
 from benchmarks.shipped_scores import labelled, mistakes, question_word
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_train import run_finetune_qa
+from finetune.config import FinetuneQAConfig
+from finetune.train import run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.train_tokenizer import train_wordpiece

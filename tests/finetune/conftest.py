@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.qa_records import QAReader
-from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.records import QAReader
 from spanbert.checkpoint.model_folder import build_model
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForQuestionAnswering

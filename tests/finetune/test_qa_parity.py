@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from finetune.qa_windows import QuestionSet
+from finetune.tasks.qa.features import QuestionSet
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer

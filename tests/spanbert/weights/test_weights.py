@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from finetune.qa_answerer import QuestionAnswerer
+from finetune.tasks.qa.answerer import QuestionAnswerer
 from spanbert import weights as shipped
 from spanbert.checkpoint.model_folder import build_model, load_model, save_model
 from spanbert.cli import main

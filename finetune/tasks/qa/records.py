@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.qa_metrics import normalize_answer
+from finetune.tasks.qa.metrics import normalize_answer
 from spanbert.errors import UserError
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.qa_records import Paragraph, QAReader
-from finetune.qa_windows import WindowConfig, build_question_set
+from finetune.tasks.qa.features import WindowConfig, build_question_set
+from finetune.tasks.qa.records import Paragraph, QAReader
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from finetune.qa_records import MalformedRecord, Paragraph
+from finetune.tasks.qa.records import MalformedRecord, Paragraph
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 

@@ -12,12 +12,12 @@ from typing import Literal
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from finetune.qa_answerer import QASettings, QuestionAnswerer
-from finetune.qa_decode import Decoded
-from finetune.qa_metrics import qa_metrics
-from finetune.qa_predict import Machine, predict
-from finetune.qa_records import Paragraph, QAReader
-from finetune.qa_windows import QuestionSet, build_question_set
+from finetune.predict import Machine, predict
+from finetune.tasks.qa.answerer import QASettings, QuestionAnswerer
+from finetune.tasks.qa.decode import Decoded
+from finetune.tasks.qa.features import QuestionSet, build_question_set
+from finetune.tasks.qa.metrics import qa_metrics
+from finetune.tasks.qa.records import Paragraph, QAReader
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from finetune.qa_decode import (
+from finetune.tasks.qa.decode import (
     Candidate,
     DecodeConfig,
     Decoded,
@@ -11,7 +11,7 @@ from finetune.qa_decode import (
     decode_question,
     windows_by_question,
 )
-from finetune.qa_windows import QuestionSet
+from finetune.tasks.qa.features import QuestionSet
 
 Logits = list[tuple[np.ndarray, np.ndarray]]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.qa_decode import DecodeConfig, Decoded, decode_question, windows_by_question
-from finetune.qa_windows import PackedWindows, QuestionSet
+from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question, windows_by_question
+from finetune.tasks.qa.features import PackedWindows, QuestionSet
 from spanbert.device import autocast
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering

@@ -14,7 +14,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from finetune.qa_answerer import Answer, QuestionAnswerer
+from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from finetune.qa_metrics import (
+from finetune.tasks.qa.metrics import (
     best_threshold,
     exact_match,
     normalize_answer,

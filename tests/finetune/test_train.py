@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import finetune.qa_train as qa_train
-from finetune.qa_answerer import QuestionAnswerer
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_loss import qa_loss_sum
-from finetune.qa_predict import to_device
-from finetune.qa_train import epoch_order, run_finetune_qa, step_windows
-from finetune.qa_windows import QuestionSet
+import finetune.train as qa_train
+from finetune.config import FinetuneQAConfig
+from finetune.predict import to_device
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.features import QuestionSet
+from finetune.tasks.qa.loss import qa_loss_sum
+from finetune.train import epoch_order, run_finetune_qa, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.config import SIZES

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from finetune import qa_predict
-from finetune.qa_answerer import SETTINGS_KEY, QASettings
-from finetune.qa_evaluate import EvaluateQAConfig, evaluate_model, run_evaluate_qa
-from finetune.qa_predict import Machine, budget_batches, predict
-from finetune.qa_windows import QuestionSet
+from finetune import predict as qa_predict
+from finetune.evaluate import EvaluateQAConfig, evaluate_model, run_evaluate_qa
+from finetune.predict import Machine, budget_batches, predict
+from finetune.tasks.qa.answerer import SETTINGS_KEY, QASettings
+from finetune.tasks.qa.features import QuestionSet
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.config import to_dict
 from spanbert.errors import UserError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.ask import SENTENCE_REACH, AskConfig, highlighted, run_ask, sentence_around
-from finetune.qa_answerer import SETTINGS_KEY, Answer, QASettings, QuestionAnswerer, ranked_answers
-from finetune.qa_decode import Candidate, Decoded
-from finetune.qa_predict import Machine
+from finetune.predict import Machine
+from finetune.tasks.qa.answerer import SETTINGS_KEY, Answer, QASettings, QuestionAnswerer, ranked_answers
+from finetune.tasks.qa.ask import SENTENCE_REACH, AskConfig, highlighted, run_ask, sentence_around
+from finetune.tasks.qa.decode import Candidate, Decoded
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.cli import main
 from spanbert.config import to_dict

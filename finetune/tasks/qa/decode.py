@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from finetune.qa_windows import QuestionSet
+from finetune.tasks.qa.features import QuestionSet
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from finetune.qa_config import FinetuneQAConfig
-from finetune.qa_loss import qa_loss_sum
-from finetune.qa_predict import Machine, to_device
-from finetune.qa_session import QASession, read_training_set, start_model
+from finetune.config import FinetuneQAConfig
+from finetune.predict import Machine, to_device
+from finetune.run import QASession, read_training_set, start_model
+from finetune.tasks.qa.loss import qa_loss_sum
 from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.model.dropout import dropout_key

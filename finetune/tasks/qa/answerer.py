@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.qa_decode import DecodeConfig, Decoded
-from finetune.qa_predict import Machine, predict
-from finetune.qa_records import MalformedRecord, Paragraph, Question
-from finetune.qa_windows import WindowConfig, build_question_set
+from finetune.predict import Machine, predict
+from finetune.tasks.qa.decode import DecodeConfig, Decoded
+from finetune.tasks.qa.features import WindowConfig, build_question_set
+from finetune.tasks.qa.records import MalformedRecord, Paragraph, Question
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.config import from_dict
 from spanbert.device import choose_device, choose_precision

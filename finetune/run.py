@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.qa_answerer import SETTINGS_KEY, QASettings
-from finetune.qa_config import MAY_DIFFER_ON_RESUME, FinetuneQAConfig
-from finetune.qa_evaluate import Evaluation, describe, evaluate_model, read_question_set, write_evaluation
-from finetune.qa_predict import Machine
-from finetune.qa_records import QAReader, RecordReport
-from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
+from finetune.config import MAY_DIFFER_ON_RESUME, FinetuneQAConfig
+from finetune.evaluate import Evaluation, describe, evaluate_model, read_question_set, write_evaluation
+from finetune.predict import Machine
+from finetune.tasks.qa.answerer import SETTINGS_KEY, QASettings
+from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.records import QAReader, RecordReport
 from spanbert.checkpoint.model_folder import build_model, load_model, save_model, write_model
 from spanbert.checkpoint.store import CheckpointStore, load_training_state, save_training_state
 from spanbert.config import to_dict

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finetune.qa_records import MalformedRecord, Paragraph, Question
-from finetune.qa_windows import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
+from finetune.tasks.qa.records import MalformedRecord, Paragraph, Question
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 

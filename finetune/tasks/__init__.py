@@ -1,0 +1,1 @@
+"""The tasks that an encoder can be fine-tuned for."""
