@@ -40,13 +40,13 @@ format: setup  ## apply ruff's fixes and format
 	$(BIN)/ruff format .
 
 bench-masking: setup  ## masks per second beside transformers' collators
-	$(BIN)/python -m benchmarks.masking
+	$(BIN)/python -m benchmarks.pretraining.masking
 
 ablation: setup  ## masks, SBO, single sequences at equal compute (docs/ablation.md): make ablation ARGS="blocks --train …"
-	$(BIN)/python -m benchmarks.ablation $(ARGS)
+	$(BIN)/python -m benchmarks.ablation.run $(ARGS)
 
 gpu: setup  ## all GPU tests and benchmarks (results below $$OUT, else benchmarks/results)
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.kernels.gpu
 
 clean:  ## remove the environment and demo output
 	rm -rf $(VENV) demo-run

@@ -60,7 +60,7 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
 
 
 #: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU: the largest blocks that neither spill nor hold
-#: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.tune` times the neighbours.
+#: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.kernels.tune` times the neighbours.
 _HALF_PRECISION = {
     (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),

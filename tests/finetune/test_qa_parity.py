@@ -1,4 +1,4 @@
-"""A short version of benchmarks/qa_parity.py, and that it would notice a difference."""
+"""A short version of benchmarks/finetuning/qa_parity.py, and that it would notice a difference."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     """The benchmark is a script beside the packages, so it is loaded by its path."""
-    path = Path(__file__).parents[2] / "benchmarks" / "qa_parity.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "finetuning" / "qa_parity.py"
     spec = importlib.util.spec_from_file_location("qa_parity", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,11 +1,11 @@
 """Put trained models into the package: bf16 folders with model cards, everything in the cards measured on the way.
 
-    python -m benchmarks.ship --encoder RUN --qa RUN --dev dev-v1.1.json.gz --also xquad.en.json.gz qed.json.gz \
+    python -m benchmarks.release.ship --encoder RUN --qa RUN --dev dev-v1.1.json.gz --also xquad.en.json.gz qed.json.gz \
       --corpus wikipedia.txt.xz
 
 Each folder is converted, loaded again, scored as it will be used, and only then put in its place (`spanbert/weights/`), whole or
 not at all. The cards' commands come from the runs' config.json, the cost from their metrics.jsonl. With a corpus, scores are
-given apart for questions whose paragraphs the encoder has read (`benchmarks.overlap`).
+given apart for questions whose paragraphs the encoder has read (`benchmarks.release.contamination`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks import cold_start, overlap
-from benchmarks.model_card import encoder_card, qa_card
-from benchmarks.recipe import commands, config_of, cost, place, run_of
-from benchmarks.shipped_scores import (
+from benchmarks.finetuning import cold_start
+from benchmarks.release import contamination as overlap
+from benchmarks.release.model_card import encoder_card, qa_card
+from benchmarks.release.provenance import commands, config_of, cost, place, run_of
+from benchmarks.release.scores import (
     answer_all,
     answers_to_examples,
     encoder_scores,

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import benchmarks.ablation as ablation
-from benchmarks.ablation_plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
-from benchmarks.ablation_report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
-from benchmarks.sentence_pairs import Pairs, pair_micro_batches
+import benchmarks.ablation.run as ablation
+from benchmarks.ablation.nsp import Pairs, pair_micro_batches
+from benchmarks.ablation.plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
+from benchmarks.ablation.report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
 from pretrain.data.batches import DataOrder, StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.prepare import PrepareConfig, run_prepare
@@ -28,7 +28,7 @@ from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import clip_gradients
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 BLOCK = 48
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from benchmarks.registry import Case, Instance, Operation, Provider, Unavailable
+from benchmarks.kernels.registry import Case, Instance, Operation, Provider, Unavailable
 from kernels.cost import (
     Cost,
     bias_gelu_backward_cost,

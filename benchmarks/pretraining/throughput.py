@@ -1,6 +1,6 @@
 """Tokens per second of whole pretraining steps: ours, rung by rung, beside transformers.
 
-    python -m benchmarks.pretrain [--size mini] [--length 512] [--tokens 2048] [--rounds 7] [--json FILE]
+    python -m benchmarks.pretraining.throughput [--size mini] [--length 512] [--tokens 2048] [--rounds 7] [--json FILE]
 
 A step is everything: sequences from memory, masks, forward, backward, clipping, optimizer. All have the same model,
 length, batch and dropout. Each contender lives in a process of its own, with its own allocator, and they take turns in
@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 import tyro
 
-from benchmarks.pretrain_contenders import Entry, Ours, Workload, entries
+from benchmarks.pretraining.baselines import Entry, Ours, Workload, entries
 from spanbert.device import choose_device, describe, matrix_rate, tune_allocator
 from spanbert.files import write_atomic
 from spanbert.model.encoder import train_flops_per_token

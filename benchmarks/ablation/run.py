@@ -1,6 +1,6 @@
 """What masks, the span-boundary objective and single sequences are worth: the paper's tables 6 and 7 at your budget.
 
-    python -m benchmarks.ablation DATA --train train-v1.1.json --dev dev-v1.1.json --output ABLATION [--jobs 2 --threads 1]
+    python -m benchmarks.ablation.run DATA --train train-v1.1.json --dev dev-v1.1.json --output ABLATION [--jobs 2 --threads 1]
 
 Arms: masks {subword, whole word, geometric span} × {MLM, MLM + SBO}; geometric spans with sentence pairs and NSP; and no
 pretraining at all, without which nobody could tell whether the budget suffices. Every arm of a seed begins with the
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.ablation_plan import (
+from benchmarks.ablation.nsp import run_pretrain_pairs
+from benchmarks.ablation.plan import (
     ARMS,
     MAY_DIFFER,
     AblationConfig,
@@ -39,8 +40,7 @@ from benchmarks.ablation_plan import (
     finetune_config,
     pretrain_config,
 )
-from benchmarks.ablation_report import plot, report
-from benchmarks.sentence_pairs import run_pretrain_pairs
+from benchmarks.ablation.report import plot, report
 from finetune.config import FinetuneQAConfig
 from finetune.train import run_finetune_qa
 from pretrain.config import PretrainConfig

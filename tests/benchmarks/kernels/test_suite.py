@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import attention_providers, gpu, kernels, report, row_providers, squad_lengths
-from benchmarks.registry import Instance, Provider
-from benchmarks.timing import Stopwatch, summarise
+from benchmarks.kernels import attention_providers, gpu, report, row_providers, squad_lengths
+from benchmarks.kernels import measure as kernels
+from benchmarks.kernels.registry import Instance, Provider
+from benchmarks.kernels.timing import Stopwatch, summarise
 
 CPU = torch.device("cpu")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.communication import expected_bytes
-from benchmarks.pretrain import report
-from benchmarks.pretrain_contenders import Ours, Workload, entries
+from benchmarks.pretraining.baselines import Ours, Workload, entries
+from benchmarks.pretraining.communication import expected_bytes
+from benchmarks.pretraining.throughput import report
 
 WORK = Workload("mini", 32, 64, 200, 0.0, "cpu", "fp32")
 
 
 @pytest.mark.parametrize("name", [n for n in entries(on_gpu=False) if "compiled" not in n])
 def test_contenders_take_steps(name, monkeypatch):
-    monkeypatch.setattr("benchmarks.pretrain_contenders._use_plain_dropout", lambda: None)
+    monkeypatch.setattr("benchmarks.pretraining.baselines._use_plain_dropout", lambda: None)
     contender = entries(on_gpu=False)[name].make(WORK)
     losses = [contender.step(0).item() for _ in range(4)]
     assert 4 < losses[0] < 7, "about ln 200"

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from benchmarks.registry import Case, Instance, Operation, Provider, Unavailable
-from benchmarks.squad_lengths import draw_lengths
+from benchmarks.kernels.registry import Case, Instance, Operation, Provider, Unavailable
+from benchmarks.kernels.squad_lengths import draw_lengths
 from kernels.attention_reference import attention_reference
 from kernels.cost import Cost, attention_backward_cost, attention_forward_cost
 

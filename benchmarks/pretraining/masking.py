@@ -1,6 +1,6 @@
 """Masks per second: every scheme beside transformers' DataCollatorForLanguageModeling, on one core.
 
-    python -m benchmarks.masking [--json FILE]
+    python -m benchmarks.pretraining.masking [--json FILE]
 
 Both sides start from one batch of sequences as a data loader has them and end with what a training step takes:
 ours from int32 arrays to a MaskedBatch (corrupted tokens, targets, spans, boundaries, SBO targets), theirs from

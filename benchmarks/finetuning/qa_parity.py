@@ -1,7 +1,7 @@
 """Training step for step beside transformers' BertForQuestionAnswering: same weights, windows, order; same losses?
 
     spanbert import … /tmp/minilm
-    python -m benchmarks.qa_parity --model /tmp/minilm --file train-v1.1.json.gz [--json FILE]
+    python -m benchmarks.finetuning.qa_parity --model /tmp/minilm --file train-v1.1.json.gz [--json FILE]
 
 Both models start from one folder (a missing head is initialised once and given to both), with dropout 0, and take the
 same windows in the same order with the same learning rates. Ours takes a batch packed; theirs takes it one window at

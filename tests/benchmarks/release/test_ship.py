@@ -12,12 +12,12 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from benchmarks import ship as ship_module
-from benchmarks.cold_start import ColdStart, measure
-from benchmarks.model_card import table
-from benchmarks.recipe import Cost, command_line, commands, cost, place, run_of
-from benchmarks.ship import ShipConfig, ship
-from benchmarks.shipped_scores import labelled, mistakes, question_word
+from benchmarks.finetuning.cold_start import ColdStart, measure
+from benchmarks.release import ship as ship_module
+from benchmarks.release.model_card import table
+from benchmarks.release.provenance import Cost, command_line, commands, cost, place, run_of
+from benchmarks.release.scores import labelled, mistakes, question_word
+from benchmarks.release.ship import ShipConfig, ship
 from finetune.config import FinetuneQAConfig
 from finetune.train import run_finetune_qa
 from pretrain.config import PretrainConfig
@@ -31,7 +31,7 @@ from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 TEXT = DATA / "wikipedia_articles.txt"
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in benchmarks.pretrain: each is a training step from raw sequences to updated weights.
+"""Who takes part in benchmarks.pretraining.throughput: each is a training step from raw sequences to updated weights.
 
 transformers' BertForMaskedLM is trained as its documentation shows: its token-masking collator, logits at every
 position, fused AdamW. Ours climbs a ladder, one idea a rung, so that a reader sees what each of them buys.

@@ -1,6 +1,6 @@
 """The length distribution of question-answering windows: how the shipped histogram was made.
 
-    python -m benchmarks.squad_lengths train-v1.1.json.gz bert-base-cased-vocab.txt benchmarks/squad_windows.json
+    python -m benchmarks.kernels.squad_lengths train-v1.1.json.gz bert-base-cased-vocab.txt benchmarks/squad_windows.json
 
 A window is `[CLS] question [SEP] part of the context [SEP]`: the question cut to 64 pieces, 384 pieces in all, and the
 next window of a long context starts 128 pieces after the last one. Only the histogram is kept: how many windows have
@@ -71,7 +71,7 @@ def main() -> None:
         "what": f"windows of {WINDOW} pieces, step {STEP}, question cut to {QUESTION}",
         "data": squad_path.name,
         "vocabulary": vocab_path.name,
-        "command": "python -m benchmarks.squad_lengths " + " ".join(Path(a).name for a in sys.argv[1:4]),
+        "command": "python -m benchmarks.kernels.squad_lengths " + " ".join(Path(a).name for a in sys.argv[1:4]),
         "windows": int(lengths.size),
         "mean": round(float(lengths.mean()), 2),
         "median": float(np.median(lengths)),

@@ -1,6 +1,6 @@
 """Bytes that two ranks exchange in an optimizer step, counted by the kernel on the loopback device, beside the formulas.
 
-    python -m benchmarks.communication [--micro-batches 3]
+    python -m benchmarks.pretraining.communication [--micro-batches 3]
 
 Linux. Anything else that talks over the loopback device at the time is counted too: run it on a quiet machine.
 """

@@ -1,6 +1,6 @@
 """What `make gpu` runs: on one GPU, verify every kernel, measure it, and compare with the targets. Under 9 minutes.
 
-    python -m benchmarks.gpu                     # results below $OUT, else benchmarks/results
+    python -m benchmarks.kernels.gpu                     # results below $OUT, else benchmarks/results
 
 Needs nothing that PyTorch does not bring. Where pytest is installed the `gpu` tests run first; the benchmark's gates
 check every kernel in any case. Then the benchmark, the targets, and, in the time that is left, the tuning table.
@@ -75,7 +75,7 @@ def targets(record: dict) -> list[tuple[str, float, float, bool]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "benchmarks/results")) / "kernels")
     parser.add_argument("--baseline", type=Path, help="results.json to compare with")
     arguments = parser.parse_args()
@@ -98,7 +98,9 @@ def main() -> int:
     else:
         print("no pytest here: the benchmark's gates check the kernels")
     compare = ("--baseline", str(arguments.baseline)) if arguments.baseline else ()
-    step("measurement", MEASURE, "benchmarks.kernels", "--device", "cuda", "--out", str(arguments.out), *compare)
+    step(
+        "measurement", MEASURE, "benchmarks.kernels.measure", "--device", "cuda", "--out", str(arguments.out), *compare
+    )
     results = arguments.out / "results.json"
     if results.exists():
         goals = targets(json.loads(results.read_text()))
@@ -107,7 +109,7 @@ def main() -> int:
             print(f"{what:58} {goal:8.2f} {measured:9.2f}  {'met' if met else 'MISSED'}")
         (arguments.out / "targets.json").write_text(json.dumps(goals, indent=1) + "\n")
     if TOTAL - (time.monotonic() - start) > 60:
-        step("tuning", TOTAL, "benchmarks.tune")
+        step("tuning", TOTAL, "benchmarks.kernels.tune")
         failed = [name for name in failed if not name.startswith("tuning")]  # a table cut short is no failure
     print(f"\n{time.monotonic() - start:.0f} s; " + (f"failed: {', '.join(failed)}" if failed else "all steps passed"))
     return 1 if failed else 0

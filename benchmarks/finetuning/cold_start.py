@@ -1,6 +1,6 @@
 """How long a person waits: `spanbert ask` from nothing, and within it the loading of the model.
 
-    python -m benchmarks.cold_start [--model FOLDER] [--runs 5]
+    python -m benchmarks.finetuning.cold_start [--model FOLDER] [--runs 5]
 
 Every run is a process of its own: Python, imports, model, one paragraph, one question. The best of some runs is given,
 for whatever else the machine does can only add.
@@ -21,7 +21,7 @@ import tyro
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "sample" / "text.txt"
 LOADING = (
     "import sys, time; from finetune.tasks.qa.answerer import QuestionAnswerer; began = time.perf_counter(); "

@@ -1,6 +1,6 @@
 """What a model may have seen before its examination: evaluation texts in the pretraining corpus and in the training file.
 
-    python -m benchmarks.overlap dev-v1.1.json.gz --corpus wikipedia.txt.xz --train train-v1.1.json.gz \
+    python -m benchmarks.release.contamination dev-v1.1.json.gz --corpus wikipedia.txt.xz --train train-v1.1.json.gz \
       [--predictions qa/predictions.json] [--json overlap.json]
 
 SQuAD's paragraphs are Wikipedia's, so a corpus made from Wikipedia holds some of them: not the questions and answers,

@@ -65,7 +65,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def encoder_card(facts: dict[str, Any]) -> str:
-    """From the facts that ``benchmarks.ship`` gathers for an encoder."""
+    """From the facts that ``benchmarks.release.ship`` gathers for an encoder."""
     rows = [
         (masks, name, scores[f"unigram_{key}_loss"], scores[f"{key}_loss"], f"{100 * scores[f'{key}_accuracy']:.1f} %")
         for masks, scores in facts["scores"].items()
@@ -89,7 +89,7 @@ def encoder_card(facts: dict[str, Any]) -> str:
 
 
 def qa_card(facts: dict[str, Any]) -> str:
-    """From the facts that ``benchmarks.ship`` gathers for a question-answering model."""
+    """From the facts that ``benchmarks.release.ship`` gathers for a question-answering model."""
     rows = [_score_row(name, metrics) for name, metrics in facts["scores"].items()]
     if "fp32" in facts:
         rows.insert(1, _score_row(f"{facts['dev']}, before rounding to bf16", facts["fp32"]))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import overlap
-from benchmarks.overlap import OverlapConfig, WindowHashes, run, shares_found
+from benchmarks.release import contamination as overlap
+from benchmarks.release.contamination import OverlapConfig, WindowHashes, run, shares_found
 from spanbert.errors import UserError
 
 

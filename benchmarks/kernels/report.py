@@ -1,7 +1,7 @@
-"""Turn a results folder of benchmarks.kernels into a section of docs/kernels.md, with its plots.
+"""Turn a results folder of benchmarks.kernels.measure into a section of docs/kernels.md, with its plots.
 
-    python -m benchmarks.report runs/kernels                      # replaces the section between the markers of the page
-    python -m benchmarks.report runs/kernels --page other.md
+    python -m benchmarks.kernels.report runs/kernels                      # replaces the section between the markers of the page
+    python -m benchmarks.kernels.report runs/kernels --page other.md
 
 The section is everything between `<!-- results -->` and `<!-- /results -->`; the rest of the page is not touched.
 """
@@ -37,7 +37,7 @@ def section(record: dict, plots: list[str]) -> str:
     machine = record["machine"]
     lines = [
         f"Measured on {machine['device']}, {machine['date'][:10]}, commit {machine['commit']}, PyTorch {machine['torch']}, "
-        f"Triton {machine['triton']}, by `python -m benchmarks.kernels`. On the same machine a large product reached "
+        f"Triton {machine['triton']}, by `python -m benchmarks.kernels.measure`. On the same machine a large product reached "
         f"{record['product_flops'] / 1e12:.1f} TFLOP/s and a large copy {record['copy_bandwidth'] / 1e9:.0f} GB/s. "
         "Times are medians of the quicker of plain calls and a replayed CUDA graph; every row passed the correctness gate "
         "in the same run.",
@@ -85,7 +85,7 @@ def draw_plots(record: dict, folder: Path) -> list[str]:
     try:
         import matplotlib
     except ImportError:
-        print("no matplotlib here: `python -m benchmarks.report` draws the plots from results.json elsewhere")
+        print("no matplotlib here: `python -m benchmarks.kernels.report` draws the plots from results.json elsewhere")
         return []
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -122,13 +122,15 @@ def draw_plots(record: dict, folder: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.report", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="results folder, with results.json")
     parser.add_argument("--page", type=Path, default=Path("docs/kernels.md"))
     arguments = parser.parse_args(argv)
     results = arguments.folder / "results.json"
     if not results.exists():
-        print(f"error: {results} does not exist: run `python -m benchmarks.kernels --out {arguments.folder}` first")
+        print(
+            f"error: {results} does not exist: run `python -m benchmarks.kernels.measure --out {arguments.folder}` first"
+        )
         return 2
     page = arguments.page.read_text() if arguments.page.exists() else f"# Kernels\n\n{BEGIN}\n{END}\n"
     if page.count(BEGIN) != 1 or page.count(END) != 1:

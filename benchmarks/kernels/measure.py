@@ -1,12 +1,12 @@
 """Measure every kernel beside what PyTorch and the libraries offer. On a GPU, or with small shapes on a CPU.
 
-    python -m benchmarks.kernels --out runs/kernels                    # everything, under 6 minutes on an H100
-    python -m benchmarks.kernels --operation joint --case 768 --provider ours
-    python -m benchmarks.kernels --baseline runs/before/results.json   # also: what became slower
-    python -m benchmarks.kernels --device cpu                          # the suite itself, anywhere
+    python -m benchmarks.kernels.measure --out runs/kernels                    # everything, under 6 minutes on an H100
+    python -m benchmarks.kernels.measure --operation joint --case 768 --provider ours
+    python -m benchmarks.kernels.measure --baseline runs/before/results.json   # also: what became slower
+    python -m benchmarks.kernels.measure --device cpu                          # the suite itself, anywhere
 
 Each provider first reproduces the operation in float64 within the house rule; what fails is named and not timed.
-Writes results.json, results.csv and plots into --out; `python -m benchmarks.report` makes a page of them.
+Writes results.json, results.csv and plots into --out; `python -m benchmarks.kernels.report` makes a page of them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 import torch._dynamo.config
 import torch._functorch.config
 
-from benchmarks import attention_providers, row_providers
-from benchmarks.registry import Case, Gate, Instance, Operation, Unavailable
-from benchmarks.timing import Stopwatch, Timing, measured_ceilings
+from benchmarks.kernels import attention_providers, row_providers
+from benchmarks.kernels.registry import Case, Gate, Instance, Operation, Unavailable
+from benchmarks.kernels.timing import Stopwatch, Timing, measured_ceilings
 
 DIRECTIONS = ("forward", "backward", "both")
 #: A median this much above the baseline's, with intervals that do not overlap, counts as slower.
@@ -201,7 +201,7 @@ def write_results(folder: Path, record: dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.measure", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, default=Path("runs/kernels"), help="results folder")
     parser.add_argument("--operation", action="append", default=[], help="only operations with this text; repeatable")
@@ -238,10 +238,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.baseline:
         lines = slower_than(json.loads(arguments.baseline.read_text())["rows"], record["rows"])
         print("\n" + ("\n".join(lines) if lines else "nothing became slower than the baseline"))
-    from benchmarks.report import draw_plots
+    from benchmarks.kernels.report import draw_plots
 
     draw_plots(record, arguments.out)
-    print(f"\nwritten to {arguments.out}; next: python -m benchmarks.report {arguments.out}")
+    print(f"\nwritten to {arguments.out}; next: python -m benchmarks.kernels.report {arguments.out}")
     wrong = [row for row in record["rows"] if row["provider"] == "ours" and "fault" in row]
     return 1 if wrong else 0
 

@@ -1,6 +1,6 @@
 """What can be said of the kernels without a GPU, for docs/kernels.md: predicted times, and what the compiler made of them.
 
-    python -m benchmarks.predictions --page docs/kernels.md
+    python -m benchmarks.kernels.predictions --page docs/kernels.md
 
 The floor divides the fewest FLOPs and bytes by measured ceilings (790 TFLOP/s, 3.0 TB/s); no implementation is quicker.
 The prediction for attention divides the FLOPs that our kernels *execute* (tiles are padded, the backward pass computes
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import rewrite
-from benchmarks.squad_lengths import draw_lengths
+from benchmarks.kernels.report import rewrite
+from benchmarks.kernels.squad_lengths import draw_lengths
 from kernels.attention_config import attention_config, tile_size
 from kernels.cost import (
     H100,
@@ -129,7 +129,9 @@ def _compiled_line(row: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels.predictions", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--page", type=Path, help="replace the two sections between their markers in this page")
     parser.add_argument("--compiled", type=Path, default=Path("docs/kernels_aot.json"), help="table of kernels.aot")
     arguments = parser.parse_args()

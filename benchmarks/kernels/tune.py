@@ -1,6 +1,6 @@
 """Time candidate block sizes of the attention kernels on this GPU, beside the ones in kernels/attention_config.py.
 
-    python -m benchmarks.tune --head-dim 64 --seconds 0.03
+    python -m benchmarks.kernels.tune --head-dim 64 --seconds 0.03
 
 Prints a table per kernel, quickest first, with the selected configuration marked. Nothing is changed: a winner is
 entered in kernels/attention_config.py by hand, where the ahead-of-time table then checks it.
@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.attention_providers import cumulative
-from benchmarks.registry import Case
-from benchmarks.squad_lengths import draw_lengths
-from benchmarks.timing import Stopwatch
+from benchmarks.kernels.attention_providers import cumulative
+from benchmarks.kernels.registry import Case
+from benchmarks.kernels.squad_lengths import draw_lengths
+from benchmarks.kernels.timing import Stopwatch
 from kernels.attention_config import AttentionConfig, BlockConfig, attention_config
 from kernels.attention_tiles import attention_tiles_reference
 from kernels.device import capability
@@ -89,7 +89,7 @@ def _compare(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=0.02, help="to spend on each candidate")

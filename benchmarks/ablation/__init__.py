@@ -1,0 +1,1 @@
+"""Masks, SBO and single sequences at equal compute."""

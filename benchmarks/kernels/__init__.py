@@ -1,0 +1,1 @@
+"""The Triton kernels beside the best libraries."""

@@ -1,0 +1,1 @@
+"""Masking, training steps and gradient synchronisation."""

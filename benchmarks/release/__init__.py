@@ -1,0 +1,1 @@
+"""Bundling trained models: scores, provenance, cards."""
