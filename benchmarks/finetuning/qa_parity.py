@@ -26,7 +26,6 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from finetune.predict import to_device
 from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
 from finetune.tasks.qa.loss import qa_loss_sum
 from finetune.tasks.qa.records import QAReader
@@ -86,8 +85,8 @@ def train_ours(
     labels_W2 = questions.labels()
     for windows, rate in zip(batches, rates, strict=True):
         set_learning_rate(optimizer, rate)
-        inputs = to_device(questions.packed(windows), CPU)
-        loss = qa_loss_sum(*model(*inputs), inputs[1], inputs[2], torch.from_numpy(labels_W2[windows]))
+        batch = questions.packed(windows).tensors()
+        loss = qa_loss_sum(*model(batch), batch.cu_seqlens, batch.max_seqlen, torch.from_numpy(labels_W2[windows]))
         loss = loss / len(windows)
         loss.backward()
         clip_gradients(model.parameters(), 1.0)

@@ -119,14 +119,8 @@ def encoder_scores(folder: Path, data: Path, mask: MaskConfig, sequences: int, s
     tokenizer, unigram_V = Tokenizer.load(folder), np.load(data / "unigram.npy")
     if tokenizer.fingerprint != Tokenizer.load(data / "tokenizer").fingerprint:
         raise UserError(f"{data} was prepared with another tokenizer than the model's")
-    masker = Masker(
-        mask,
-        starts_word=tokenizer.starts_word,
-        special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id,
-        unigram_counts=unigram_V,
-        seed=seed,
-        sbo_positions=model.config.sbo_positions,
+    masker = Masker.from_tokenizer(
+        mask, tokenizer, seed=seed, unigram_counts=unigram_V, sbo_positions=model.config.sbo_positions
     )
     held_out, device = Blocks.open(data, "validation"), choose_device()
     batches = StepBatches(held_out, masker, DataOrder(len(held_out), 1, seed), 16 * held_out.block_length)

@@ -24,7 +24,7 @@ from spanbert.checkpoint.model_folder import LoadReport, load_model
 from spanbert.device import choose_device
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
-from spanbert.model.batch import cumulative
+from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -168,10 +168,8 @@ def span_log_probs(
     """
     device = model.mlm.bias.device
     sequences = [template.with_masks(lengths, tokenizer) for lengths in combinations]
-    lengths_B = torch.tensor([len(s.ids) for s in sequences], device=device)
-    cu_seqlens = cumulative(lengths_B)
-    ids_T = torch.tensor([i for s in sequences for i in s.ids], device=device)
-    hidden_TH = model.encoder(ids_T, cu_seqlens, int(lengths_B.max()))
+    packed = pack_sequences([(s.ids,) for s in sequences], tokenizer.cls_id, tokenizer.sep_id)
+    hidden_TH = model.encoder(*packed.tensors().to(device))
     embedding_VH = model.encoder.embeddings.word.weight
     unreachable_V = torch.ones(embedding_VH.shape[0], dtype=torch.bool, device=device)
     unreachable_V[: tokenizer.vocab_size] = False  # rows beyond the vocabulary are padding
@@ -181,7 +179,7 @@ def span_log_probs(
 
     results = []
     for number, sequence in enumerate(sequences):
-        begin = int(cu_seqlens[number])
+        begin = int(packed.cu_seqlens[number])
         starts = [begin + start for start, _ in sequence.spans]
         counts = torch.tensor([end - start for start, end in sequence.spans], device=device)
         span_M = torch.arange(len(starts), device=device).repeat_interleave(counts)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from spanbert.errors import UserError
 from spanbert.model.attention import attention_of_projection, attention_plan, leave_loop_to_python
 from spanbert.model.backend import load_kernels
-from spanbert.model.batch import position_ids
 from spanbert.model.config import EncoderConfig
 from spanbert.model.dropout import dropout
+from spanbert.model.packing import position_ids
 
 
 class Embeddings(nn.Module):

@@ -17,13 +17,13 @@ from spanbert.checkpoint.import_bert import ImportConfig, run_import
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.errors import UserError
-from spanbert.model.batch import cumulative
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import (
     SpanBertForPretraining,
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
 )
+from spanbert.model.packing import cumulative
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 SHAPE = EncoderConfig(

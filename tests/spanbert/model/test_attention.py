@@ -7,7 +7,7 @@ import torch
 
 from spanbert.model import attention as module
 from spanbert.model.attention import attention
-from spanbert.model.batch import cumulative
+from spanbert.model.packing import cumulative
 
 BACKENDS = ("eager", "sdpa")
 LENGTHS = ([5, 5, 5], [1, 9, 9, 2, 1], [17], [1, 1, 1, 1], [3, 64, 63, 64, 1])

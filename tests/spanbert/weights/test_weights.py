@@ -206,7 +206,7 @@ def test_torch_sees_the_loop_over_lengths_as_python() -> None:
     from torch._dynamo.testing import CompileCounter
 
     from spanbert.model import attention
-    from spanbert.model.batch import cumulative
+    from spanbert.model.packing import cumulative
 
     plain, counter = attention._by_length, CompileCounter()
     try:
