@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +14,9 @@ from spanbert.errors import UserError
 from spanbert.files import write_atomic
 
 T = TypeVar("T")
+
+#: The types that ``check_types`` checks, in words.
+WORDS_FOR = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -45,13 +51,39 @@ def save_json(config: Any, path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError, naming file and place, when it is missing or broken."""
+    """Read a JSON file, with or without a byte-order mark.
+
+    Raises UserError, naming file and place, when it is missing, unreadable or broken.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may have been cut off") from None
+
+
+def read_json_object(path: Path, content: str) -> dict[str, Any]:
+    """``read_json`` of a file that must be one object; ``content`` says of what. Raises UserError when it is not."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object with {content}, not {_kind(values)}")
+    return values
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; lines that are none (one cut off by a crash) are passed over."""
+    records = []
+    for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
 
 
 def load_json(cls: type[T], path: Path) -> T:
@@ -59,7 +91,36 @@ def load_json(cls: type[T], path: Path) -> T:
     return from_dict(cls, read_json(path), str(path))
 
 
-def _type_hints(cls: type) -> dict[str, Any]:
-    import typing
+def check_types(config: Any) -> None:
+    """Every plain field of a dataclass holds a value of its type: for ``__post_init__``, where JSON may have come in.
 
+    An integer will do for a float, nothing else for anything else. Raises UserError that names the field.
+    """
+    for name, kind in _type_hints(type(config)).items():
+        if kind not in WORDS_FOR:
+            continue
+        value = getattr(config, name)
+        good = type(value) in ((int, float) if kind is float else (kind,))
+        if not good or (kind is float and not math.isfinite(value)):
+            raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
+
+
+def check_range(config: Any, low: float, high: float, *names: str, below: bool = False) -> None:
+    """``low`` ≤ value ≤ ``high`` (``below``: < ``high``) for the fields named. Raises UserError that names the field."""
+    for name in names:
+        value = getattr(config, name)
+        if low <= value <= high and not (below and value == high):
+            continue
+        limits = f"at least {low}" if high == math.inf else f"{low} to {'below ' * below}{high}"
+        raise UserError(f"{name} is {value!r}: expected {limits}")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

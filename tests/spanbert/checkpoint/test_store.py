@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from spanbert.checkpoint.store import CheckpointStore, find_damage, load_training_state, save_training_state
+from spanbert.checkpoint.store import CheckpointStore, find_damage
+from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.errors import UserError
 from spanbert.training.optim import adamw
 

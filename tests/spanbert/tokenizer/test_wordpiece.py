@@ -279,7 +279,7 @@ BAD_VOCABULARIES = [
     ("latin 1", lambda p: (p / "vocab.txt").write_bytes(b"[PAD]\n\xe9"), "not UTF-8"),
     ("no file", lambda p: None, "neither tokenizer.json nor vocab.txt"),
     ("not JSON", lambda p: (p / "tokenizer.json").write_text("{"), "not valid JSON"),
-    ("a list", lambda p: (p / "tokenizer.json").write_text("[]"), "expected an object"),
+    ("a list", lambda p: (p / "tokenizer.json").write_text("[]"), "expected a JSON object"),
     ("BPE", lambda p: (p / "tokenizer.json").write_text('{"model": {"type": "BPE"}}'), "not a BERT tokenizer"),
 ]
 

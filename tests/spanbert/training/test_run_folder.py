@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
-from spanbert.training.run_folder import RunFolder, find_model, read_metrics
+from spanbert.training.run_folder import RunFolder, read_metrics
 from spanbert.training.trackers import open_trackers
 
 
