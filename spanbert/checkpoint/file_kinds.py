@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import zipfile
@@ -14,7 +15,7 @@ from spanbert.errors import UserError
 #: Pickles that PyTorch's format before 1.6 puts one after another: magic number, version, machine, then the content.
 LEGACY_PICKLES = 4
 #: What state dicts, and fairseq's files, ask for.
-HARMLESS = ("collections.OrderedDict", "argparse.Namespace")
+HARMLESS = ("collections.OrderedDict", "argparse.Namespace", "__builtin__.set")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def foreign_globals(path: Path) -> list[str] | None:
     None when it is cut off, or asks for none. The pickle's instructions are read, not one of them is carried out.
     """
     names: set[str] = set()
-    try:
+    with contextlib.suppress(ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 (pickled,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -86,8 +87,6 @@ def foreign_globals(path: Path) -> list[str] | None:
             with path.open("rb") as stream:
                 for _ in range(LEGACY_PICKLES):
                     _collect_globals(stream, names)
-    except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError):
-        return None
     return sorted(name for name in names if not _is_harmless(name)) or None
 
 

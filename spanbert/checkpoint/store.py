@@ -171,7 +171,8 @@ def find_model(path: Path, which: str = "last") -> Path:
             return finished
         found = store.best_whole() if which == "best" else store.newest_whole()
         if found is None:
-            raise UserError(f"{path} is a run without a whole checkpoint: train it a little longer")
+            scored = " that was validated" if which == "best" else ""
+            raise UserError(f"{path} is a run without a whole checkpoint{scored}: train it a little longer")
         return found
     if (path / MANIFEST).is_file() and step_of(path) >= 0:
         damage = find_damage(path)

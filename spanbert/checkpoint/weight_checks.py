@@ -19,8 +19,8 @@ from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.tokenizer.wordpiece import Tokenizer
 
-#: Embedding matrices are padded to multiples of these; a larger surplus over the vocabulary is another model's matrix.
-PADDING_MULTIPLE, LARGEST_PADDING = 8, 128
+#: Embedding matrices are padded up to a multiple of one of these; any other surplus is another model's matrix.
+PADDING_MULTIPLES = (8, 16, 32, 64, 128)
 
 
 def check_numbers(tensors: Mapping[str, Tensor], file: str) -> None:
@@ -118,7 +118,7 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, source: Path | str, *, pad
     if rows == tokens:
         return ""
     surplus = rows - tokens
-    if not 0 < surplus < LARGEST_PADDING or rows % PADDING_MULTIPLE:
+    if not any(rows % multiple == 0 and 0 < surplus < multiple for multiple in PADDING_MULTIPLES):
         raise UserError(
             f"{source}: the vocabulary has {tokens:,} tokens but the model's embeddings have {rows:,} rows: it is another "
             "model's vocabulary; give the right one (spanbert import … --vocab FILE)"
