@@ -25,7 +25,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configuration") -> T:
-    """The opposite of ``to_dict``. A key that ``cls`` lacks is fatal: it is a typing error or another version's file."""
+    """The opposite of ``to_dict``. A key that ``cls`` lacks is fatal: it is a typing error or another version's file.
+
+    Raises UserError, naming ``source`` and the key, for that, for a value of another type or out of range, and for a
+    key without a default that is missing.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -41,7 +45,19 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
         elif isinstance(value, list) and "tuple" in str(kind):
             value = tuple(Path(item) if "Path" in str(kind) else item for item in value)
         arguments[name] = value
-    return cls(**arguments)
+    absent = [
+        field.name
+        for field in fields.values()
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if absent:
+        raise UserError(f"{source}: lacks the key {absent[0]!r}")
+    try:
+        for name, value in arguments.items():
+            check_type(name, value, hints[name])
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def save_json(config: Any, path: Path) -> None:
@@ -97,12 +113,16 @@ def check_types(config: Any) -> None:
     An integer will do for a float, nothing else for anything else. Raises UserError that names the field.
     """
     for name, kind in _type_hints(type(config)).items():
-        if kind not in WORDS_FOR:
-            continue
-        value = getattr(config, name)
-        good = type(value) in ((int, float) if kind is float else (kind,))
-        if not good or (kind is float and not math.isfinite(value)):
-            raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
+        check_type(name, getattr(config, name), kind)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """The same for one value; kinds other than numbers, strings and truth values are not looked at."""
+    if kind not in WORDS_FOR:
+        return
+    good = type(value) in ((int, float) if kind is float else (kind,))
+    if not good or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
 
 
 def check_range(config: Any, low: float, high: float, *names: str, below: bool = False) -> None:

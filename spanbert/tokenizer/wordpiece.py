@@ -81,7 +81,7 @@ class Tokenizer:
         return fast
 
     def __reduce__(self):  # so that worker processes may receive one; the memory of words stays behind
-        return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese)
+        return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese, self.numbered)
 
     # --- reading and writing -------------------------------------------------------------------------------------
 
@@ -215,8 +215,12 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _rebuild(ids: dict[str, int], lowercase: bool, strip_accents: bool | None, split_chinese: bool) -> Tokenizer:
-    return Tokenizer(ids, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese)
+def _rebuild(
+    ids: dict[str, int], lowercase: bool, strip_accents: bool | None, split_chinese: bool, numbered: bool
+) -> Tokenizer:
+    return Tokenizer(
+        ids, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese, numbered=numbered
+    )
 
 
 def whole_characters(text: str) -> str:

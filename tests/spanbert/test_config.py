@@ -19,6 +19,12 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Needy:
+    needed: int
+    given: int = 0
+
+
+@dataclass(frozen=True)
 class Outer:
     data: Path = Path("x")
     init: Path | None = None
@@ -39,6 +45,14 @@ def test_unknown_keys_and_broken_files_are_one_sentence(tmp_path):
         from_dict(EncoderConfig, {"hiden_size": 3})
     with pytest.raises(UserError, match=r"inner: unknown key 'schema'"):
         from_dict(Outer, {"inner": {"schema": "a"}})
+    with pytest.raises(UserError, match=r"c.json: rate is '0.1': expected a number"):
+        from_dict(Outer, {"rate": "0.1"}, "c.json")
+    with pytest.raises(UserError, match=r"c.json: inner: scheme is 3: expected a string"):
+        from_dict(Outer, {"inner": {"scheme": 3}}, "c.json")
+    with pytest.raises(UserError, match=r"c.json: vocab_size is 0: expected at least 1"):
+        from_dict(EncoderConfig, {"vocab_size": 0}, "c.json")
+    with pytest.raises(UserError, match=r"c.json: lacks the key 'needed'"):
+        from_dict(Needy, {"given": 1}, "c.json")
     with pytest.raises(UserError, match="no such file"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('{"a": 1')
