@@ -30,6 +30,8 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
     Raises UserError, naming ``source`` and the key, for that, for a value of another type or out of range, and for a
     key without a default that is missing.
     """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a JSON object with the keys of {cls.__name__}, not {_kind(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:

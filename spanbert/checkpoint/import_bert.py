@@ -104,7 +104,7 @@ def run_import(config: ImportConfig) -> None:
         "initialised": f"{brief(report.initialised)} from seed {config.seed}" if report.initialised else "",
         "kept": f"{brief(list(kept))} for tasks that use them" if kept else "",
         "ignored": ", ".join(ignored),
-        "vocabulary": f"{tokenizer.vocab_size:,} pieces, {'un' * tokenizer.lowercase}cased{note}",
+        "vocabulary": f"{tokenizer.vocab_size:,} tokens, {'un' * tokenizer.lowercase}cased{note}",
     }
     print("\n".join(f"{key:<12} {value}" for key, value in lines.items() if value))
     for head, matrix in report.untied.items():
@@ -184,7 +184,7 @@ def _new_config(
 def _describe_shape(shape: EncoderConfig) -> str:
     return (
         f"{shape.num_hidden_layers} layers × {shape.hidden_size}, {shape.num_attention_heads} heads, "
-        f"{shape.vocab_size:,} pieces, {shape.max_position_embeddings} positions"
+        f"{shape.vocab_size:,} tokens, {shape.max_position_embeddings} positions"
     )
 
 

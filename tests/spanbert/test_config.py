@@ -51,6 +51,8 @@ def test_unknown_keys_and_broken_files_are_one_sentence(tmp_path):
         from_dict(Outer, {"inner": {"scheme": 3}}, "c.json")
     with pytest.raises(UserError, match=r"c.json: vocab_size is 0: expected at least 1"):
         from_dict(EncoderConfig, {"vocab_size": 0}, "c.json")
+    with pytest.raises(UserError, match=r"c.json: expected a JSON object with the keys of Outer, not a list"):
+        from_dict(Outer, [1], "c.json")
     with pytest.raises(UserError, match=r"c.json: lacks the key 'needed'"):
         from_dict(Needy, {"given": 1}, "c.json")
     with pytest.raises(UserError, match="no such file"):

