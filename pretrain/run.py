@@ -15,7 +15,8 @@ from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.data.batches import DataOrder
 from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
-from spanbert.checkpoint.model_folder import UNTRAINED, build_model, load_model_and_tokenizer, write_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer, write_model
 from spanbert.checkpoint.store import CheckpointStore, find_model
 from spanbert.checkpoint.training_state import is_sharded, load_training_state, save_training_state
 from spanbert.config import read_json, save_json

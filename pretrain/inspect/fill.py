@@ -20,8 +20,8 @@ import tyro
 from torch import Tensor
 
 from pretrain.inspect.fill_template import Template, parse_template
-from spanbert.checkpoint.load_report import untied_note
-from spanbert.checkpoint.model_folder import LoadReport, load_model_and_tokenizer
+from spanbert.checkpoint.load_report import LoadReport, untied_note
+from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.device import choose_device
 from spanbert.errors import UserError

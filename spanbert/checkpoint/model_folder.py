@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spanbert.checkpoint.architectures import ENCODER_PREFIXES, SBO, UNTRAINED, architecture_of
-from spanbert.checkpoint.load_report import LoadReport, brief
+from spanbert.checkpoint.architectures import ENCODER_PREFIXES, SBO, architecture_of
+from spanbert.checkpoint.load_report import LoadReport
 from spanbert.checkpoint.weight_checks import check_encoder, check_group, check_numbers, check_vocabulary
 from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import groups_of, to_ours, to_theirs, untied_heads, usual_names
@@ -31,24 +31,6 @@ from spanbert.errors import UserError
 from spanbert.files import atomic_folder
 from spanbert.model.config import EncoderConfig
 from spanbert.tokenizer.wordpiece import Tokenizer
-
-__all__ = [
-    "UNTRAINED",
-    "LoadReport",
-    "StoredModel",
-    "brief",
-    "build_model",
-    "encoder_config",
-    "fill_model",
-    "hub_config",
-    "load_model",
-    "load_model_and_tokenizer",
-    "read_model",
-    "refuse_existing",
-    "save_model",
-    "write_model",
-    "write_tensors",
-]
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from spanbert.checkpoint.architectures import ARCHITECTURES, Architecture, Head, all_heads, architecture_for
+from spanbert.checkpoint.architectures import ARCHITECTURES, UNTRAINED, Architecture, Head, all_heads, architecture_for
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
 from spanbert.checkpoint.import_bert import ImportConfig, run_import
-from spanbert.checkpoint.model_folder import UNTRAINED, load_model, save_model
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder, initialise

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from spanbert.checkpoint.model_folder import UNTRAINED, load_model, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model import models
 from spanbert.model.config import EncoderConfig
