@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pretrain.data.corpus import ReadCounts
+from pretrain.data.readers import describe_left_out
 from pretrain.data.shards import ShardCounts
 
 BINS = 8
@@ -64,11 +65,15 @@ def print_report(report: dict) -> None:
         "very long documents, cut in parts": "long_documents",
         "invalid UTF-8 sequences, replaced": "invalid_utf8",
         "NUL characters, removed": "nul_characters",
-        "malformed lines, left out": "malformed_lines",
+        "malformed records, left out": "malformed_lines",
     }
     lines.extend((name, f"{report[key]:,}") for name, key in repaired.items() if report[key])
     if report["first_malformed"]:
-        lines.append(("first malformed line", report["first_malformed"]))
+        lines.append(("first malformed record", report["first_malformed"]))
+    if report["left_out"]:
+        lines.append(("files left out of folders", describe_left_out(report["left_out"])))
+    if report["read_as"]:
+        lines.append(("files that hold other than named", describe_left_out(report["read_as"])))
     for name, value in lines:
         print(f"  {name:<34}{value}")
     print("  block length (with [CLS], [SEP])")

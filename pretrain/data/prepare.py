@@ -50,7 +50,8 @@ class PrepareConfig:
     """Turn text into blocks of tokens for pretraining."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    """Files (.txt, .jsonl, .ndjson, .json, .parquet, each also .gz/.bz2/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or -
+    (standard input)."""
     tokenizer: Path
     """Folder, vocab.txt or tokenizer.json."""
     output: Path
@@ -66,7 +67,7 @@ class PrepareConfig:
     lowercase: bool | None = None
     """Override the tokenizer's lower-casing."""
     text_field: str = "text"
-    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Field or column that holds the text in JSON, parquet and Hugging Face data sets; a.b is field b of the object in a."""
     document_per_file: bool = False
     """Each text file is one document; otherwise blank lines separate documents."""
     overwrite: bool = False

@@ -26,7 +26,8 @@ class TrainTokenizerConfig:
     """Train a WordPiece vocabulary."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    """Files (.txt, .jsonl, .ndjson, .json, .parquet, each also .gz/.bz2/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or -
+    (standard input)."""
     output: Path
     """Folder to write: tokenizer.json, vocab.txt, tokenizer_config.json."""
     vocab_size: int = 28_996
@@ -40,7 +41,7 @@ class TrainTokenizerConfig:
     character_coverage: float = 0.9999
     """Rarest characters are left out ([UNK]) beyond this share of the sample's characters."""
     text_field: str = "text"
-    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Field or column that holds the text in JSON, parquet and Hugging Face data sets; a.b is field b of the object in a."""
     document_per_file: bool = False
     """Each text file is one document; otherwise blank lines separate documents."""
     seed: int = 0
