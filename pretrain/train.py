@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from pretrain.config import PretrainConfig
 from pretrain.data.batches import StepBatches, load_steps
-from pretrain.data.blocks import Blocks
+from pretrain.data.blocks import Blocks, read_settings
+from pretrain.data.integrity import QUICK_BYTES, check_hashes
 from pretrain.data.sampler import DataOrder
 from pretrain.data.streaming import stream_of
 from pretrain.masking.masker import Masker
@@ -45,6 +46,7 @@ def run_pretrain(config: PretrainConfig) -> None:
 def train(config: PretrainConfig, group: Group, session: TrainingSession) -> None:
     # the data: blocks of tokens, masks on top, both by address
     on_gpu, precision = group.device.type == "cuda", choose_precision(group.device, config.precision)
+    check_hashes(config.data, read_settings(config.data), at_most=QUICK_BYTES)
     blocks, held_out = Blocks.open(config.data, "train"), Blocks.open(config.data, "validation")
     if not len(blocks):
         raise UserError(f"{config.data} holds no block to train on: prepare it again from more text")

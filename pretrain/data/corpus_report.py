@@ -9,6 +9,7 @@ from pretrain.data.readers import describe_left_out
 from pretrain.data.shards import ShardCounts
 
 BINS = 8
+MOST_UNKNOWN = 10
 
 
 def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_length: int) -> dict:
@@ -26,6 +27,9 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
         "words": counts.words,
         "tokens": counts.tokens,
         "tokens_per_word": round(counts.tokens / max(counts.words, 1), 4),
+        "unknown_characters": dict(
+            sorted(counts.unknown_characters.items(), key=lambda item: (-item[1], item[0]))[:MOST_UNKNOWN]
+        ),
         "unknown_rate": counts.unknown / max(counts.tokens, 1),
         "no_token_documents": counts.no_token_documents,
         "blocks": blocks,
@@ -81,3 +85,9 @@ def print_report(report: dict) -> None:
     most = max(histogram.values())
     for name, count in histogram.items():
         print(f"    {name:>9} {count:>12,} {'#' * round(40 * count / max(most, 1))}")
+
+
+def commonest_unknown(characters: dict[str, int]) -> str:
+    """The commonest characters that a vocabulary lacks, or that it lacks none but longer parts of words."""
+    commonest = sorted(characters, key=lambda character: (-characters[character], character))[:MOST_UNKNOWN]
+    return " ".join(commonest) if commonest else "none: the words are too long, or lack their later characters"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -220,6 +221,17 @@ class Tokenizer:
 
     def id(self, token: str) -> int | None:
         return self._ids.get(token)
+
+    def missing_characters(self, text: str) -> Counter[str]:
+        """Characters of a text that no token of one character stands for, with their counts, once normalised."""
+        counts = Counter(self._fast.normalizer.normalize_str(whole_characters(text)))
+        return Counter(
+            {
+                character: count
+                for character, count in counts.items()
+                if not character.isspace() and character not in self._ids and CONTINUATION + character not in self._ids
+            }
+        )
 
     # --- facts about the vocabulary ------------------------------------------------------------------------------
 
