@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as _Tokenizer
@@ -75,7 +75,8 @@ class Tokenizer:
         fast.decoder = decoders.WordPiece(prefix=CONTINUATION)
         return fast
 
-    def __reduce__(self):  # so that worker processes may receive one; the memory of words stays behind
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For worker processes, which may receive one; the memory of words stays behind.
         return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese)
 
     # --- reading and writing -------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
-collect_ignore = [] if HAS_GPU else ["test_gpu_kernels.py"]
 
 
 @pytest.fixture
