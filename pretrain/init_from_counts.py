@@ -25,7 +25,8 @@ import tyro
 from torch import Tensor
 
 from pretrain.data.blocks import Blocks
-from spanbert.checkpoint.model_folder import UNTRAINED, build_model, refuse_existing, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import build_model, refuse_existing, save_model
 from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import multiprocessing
 import shutil
 import signal
@@ -47,13 +46,15 @@ from pretrain.config import PretrainConfig
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.config import read_json, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.locks import try_lock
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import check_same_config, find_model, read_metrics
+from spanbert.training.run_folder import check_same_config, read_metrics
 
 
 def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:
@@ -102,13 +103,12 @@ def run_folders(config: AblationConfig) -> Iterator[tuple[ArmName, int, Path]]:
 def claim(folder: Path) -> Iterator[bool]:
     """Whether the folder is ours, rather than that of another process at work in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    handle = try_lock(folder / ".lock")
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            handle.close()
 
 
 def work(config: AblationConfig) -> None:

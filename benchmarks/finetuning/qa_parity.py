@@ -31,12 +31,12 @@ from finetune.tasks.qa.loss import qa_loss_sum
 from finetune.tasks.qa.records import QAReader
 from finetune.train import step_windows
 from spanbert.checkpoint.model_folder import load_model, save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.device import describe
 from spanbert.files import write_atomic
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
-from spanbert.training.run_folder import find_model
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CPU = torch.device("cpu")

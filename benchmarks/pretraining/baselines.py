@@ -186,7 +186,8 @@ class Ours(Contender):
         """None when, without dropout, this rung has the loss of transformers' model with the same weights."""
         from transformers import BertConfig, BertForMaskedLM
 
-        from spanbert.checkpoint.model_folder import fill_model, usual_names
+        from spanbert.checkpoint.model_folder import fill_model
+        from spanbert.checkpoint.weight_names import usual_names
 
         shape = dataclasses.replace(self.work.shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         sizes = {k: v for k, v in dataclasses.asdict(shape).items() if not k.startswith("sbo_")}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from spanbert.config import read_json_object
 from spanbert.errors import UserError
 from spanbert.model.batch import PackedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -38,9 +38,9 @@ class Blocks:
 
         folder = Path(folder)
         try:
-            settings = json.loads((folder / "prepare.json").read_text())
+            settings = read_json_object(folder / "prepare.json", "a corpus's settings")
             table = datasets.load_from_disk(folder / split).data.table
-        except (OSError, ValueError) as error:
+        except (UserError, OSError, ValueError) as error:
             raise UserError(
                 f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare"
             ) from error

@@ -40,7 +40,8 @@ class Embeddings(nn.Module):
     def forward(
         self, input_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None, seed: Tensor | int
     ) -> Tensor:
-        types = self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T)
+        one_type = token_type_ids_T is None or self.token_type.num_embeddings == 1  # then both segments are of type 0
+        types = self.token_type.weight[0] if one_type else self.token_type(token_type_ids_T)
         x_TH = self.norm(self.word(input_ids_T) + self.position(position_ids_T) + types)
         return dropout(x_TH, self.dropout_p if self.training else 0.0, seed)
 

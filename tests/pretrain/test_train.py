@@ -18,10 +18,11 @@ from pretrain.schedule import Counters, Schedule
 from pretrain.step import Stepper
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
+from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model, read_metrics
+from spanbert.training.run_folder import read_metrics
 
 
 def prepare_again(corpus: Path, output: Path, **changes: object) -> None:
@@ -166,12 +167,18 @@ def test_refuses_a_position_table_that_is_too_short(config, corpus, tiny_model, 
 
 
 def test_refuses_data_of_another_tokenizer(config, corpus, tiny_model, tmp_path):
-    """Both ways round: weights of another vocabulary, and a data folder whose tokenizer was exchanged."""
+    """All ways round: weights beside another vocabulary, or with one of the same size, and data whose tokenizer was
+    exchanged."""
     from pretrain.data.train_tokenizer import train_wordpiece
 
     other = train_wordpiece(["a quite different text about different things"] * 5, vocab_size=60)
     shutil.copytree(tiny_model, tmp_path / "model")
     other.save(tmp_path / "model")
+    assert "another model's vocabulary" in refused(config(init_from=tmp_path / "model"))
+    tokens = Tokenizer.load(tiny_model).tokens
+    Tokenizer({token: number for number, token in enumerate([*tokens[:-2], tokens[-1], tokens[-2]])}).save(
+        tmp_path / "model"
+    )
     assert "another tokenizer" in refused(config(init_from=tmp_path / "model"))
     shutil.copytree(corpus, tmp_path / "data")
     other.save(tmp_path / "data" / "tokenizer")

@@ -11,7 +11,9 @@ import torch
 
 from pretrain.inspect.fill import FillConfig, best_fills, choose_head, fill, render, run_fill, span_log_probs
 from pretrain.inspect.fill_template import Blank, parse_template
-from spanbert.checkpoint.model_folder import UNTRAINED, LoadReport, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.load_report import LoadReport
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
