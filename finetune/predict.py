@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question, windows_by_question
-from finetune.tasks.qa.features import PackedWindows, QuestionSet
+from finetune.tasks.qa.features import QuestionSet
 from spanbert.device import autocast
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
@@ -25,16 +24,6 @@ class Machine:
     device: torch.device
     precision: str  # "fp32" or "bf16"
     tokens: int = 16384  # of a batch at inference
-
-
-def to_device(packed: PackedWindows, device: torch.device) -> tuple[Tensor, Tensor, int, Tensor]:
-    """The arguments of SpanBertForQuestionAnswering.forward."""
-    return (
-        torch.from_numpy(packed.input_ids_T).to(device),
-        torch.from_numpy(packed.cu_seqlens).to(device),
-        packed.max_seqlen,
-        torch.from_numpy(packed.token_type_ids_T).to(device),
-    )
 
 
 def budget_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
@@ -66,7 +55,7 @@ def window_logits(
     for group in budget_batches(questions.window_lengths_W[windows], machine.tokens):
         packed = questions.packed(windows[group])
         with autocast(machine.device, machine.precision):
-            start_T, end_T = model(*to_device(packed, machine.device))
+            start_T, end_T = model(packed.tensors().to(machine.device))
         scores_2T = torch.stack([start_T, end_T]).float().cpu().numpy()
         if not np.isfinite(scores_2T).all():
             raise UserError("the model's logits are not finite: the checkpoint is damaged or its training diverged.")

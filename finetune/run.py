@@ -15,8 +15,9 @@ from finetune.predict import Machine
 from finetune.tasks.qa.answerer import SETTINGS_KEY, QASettings
 from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
 from finetune.tasks.qa.records import QAReader, RecordReport
-from spanbert.checkpoint.model_folder import build_model, load_model, save_model, write_model
-from spanbert.checkpoint.store import CheckpointStore, load_training_state, save_training_state
+from spanbert.checkpoint.model_folder import build_model, load_model, load_model_and_tokenizer, save_model, write_model
+from spanbert.checkpoint.store import CheckpointStore, find_model
+from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
@@ -24,7 +25,7 @@ from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import RunFolder, find_model, plot_curves
+from spanbert.training.run_folder import RunFolder, plot_curves
 from spanbert.weights import encoder_path
 
 
@@ -43,15 +44,15 @@ def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBer
         print(f"starting from random weights: {config.size}")
         return model.to(device), tokenizer
     folder = encoder_path() if config.init == "shipped" else find_model(Path(config.init))
-    model, report = load_model(
-        folder, SpanBertForQuestionAnswering, seed=config.seed, config_overrides=dropout, backend=backend
+    model, tokenizer, report = load_model_and_tokenizer(
+        folder,
+        SpanBertForQuestionAnswering,
+        lowercase=config.lowercase,
+        seed=config.seed,
+        config_overrides=dropout,
+        backend=backend,
     )
     windows.check(model.config.max_position_embeddings)
-    tokenizer = Tokenizer.load(folder, lowercase=config.lowercase)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model only {model.config.vocab_size}."
-        )
     fresh = f", initialised: {', '.join(report.initialised)}" if report.initialised else ""
     print(f"starting from {report.file}: {len(report.loaded)} tensors loaded{fresh}")
     return model.to(device), tokenizer

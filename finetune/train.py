@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from finetune.config import FinetuneQAConfig
-from finetune.predict import Machine, to_device
+from finetune.predict import Machine
 from finetune.run import QASession, read_training_set, start_model
 from finetune.tasks.qa.loss import qa_loss_sum
 from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
@@ -84,17 +84,16 @@ def run_finetune_qa(config: FinetuneQAConfig) -> None:
             windows = step_windows(step, questions.windows, lengths_W, config.batch_size, config.seed)
             for part, begin in enumerate(range(0, len(windows), micro_batch)):
                 chosen = windows[begin : begin + micro_batch]
-                packed = questions.packed(chosen)
-                inputs = to_device(packed, device)
+                batch = questions.packed(chosen).tensors().to(device)
                 model.encoder.dropout_seed = dropout_key(config.seed, step, part)
                 torch.manual_seed(model.encoder.dropout_seed)  # for the back-ends that draw from PyTorch's generator
                 with autocast(device, machine.precision):
-                    start_T, end_T = model(*inputs)
+                    start_T, end_T = model(batch)
                 labels_B2 = torch.from_numpy(labels_W2[chosen]).to(device)
-                loss = qa_loss_sum(start_T, end_T, inputs[1], packed.max_seqlen, labels_B2)
+                loss = qa_loss_sum(start_T, end_T, batch.cu_seqlens, batch.max_seqlen, labels_B2)
                 (loss / len(windows)).backward()
                 loss_sum += loss.item()
-                tokens += len(packed.input_ids_T)
+                tokens += batch.tokens
             norm = clip_gradients(parameters, config.clip_norm)
             if not torch.isfinite(norm):
                 raise UserError(

@@ -25,7 +25,8 @@ import tyro
 from torch import Tensor
 
 from pretrain.data.blocks import Blocks
-from spanbert.checkpoint.model_folder import UNTRAINED, build_model, refuse_existing, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import build_model, refuse_existing, save_model
 from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
@@ -93,7 +94,7 @@ def sample_tokens(blocks: Blocks, tokens: int, seed: int) -> tuple[np.ndarray, n
     order = np.random.default_rng(seed).permutation(len(blocks))
     taken = np.searchsorted(np.cumsum(blocks.lengths[order], dtype=np.int64), tokens) + 1
     chosen = np.sort(order[:taken])
-    flat_ids, _, _ = blocks.packed(chosen)
+    flat_ids = blocks.packed(chosen)[0].input_ids_T
     return flat_ids, np.repeat(np.arange(len(chosen), dtype=np.int32), blocks.lengths[chosen])
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.data.batches import MicroBatch
+from spanbert.model.batch import MaskedBatch
 
 
 class TargetCounts(NamedTuple):
@@ -24,16 +24,14 @@ class TargetCounts(NamedTuple):
 
 
 def micro_batch_loss(
-    model: nn.Module, batch: MicroBatch, counts: TargetCounts, with_sbo: bool = True
+    model: nn.Module, batch: MaskedBatch[Tensor], counts: TargetCounts, with_sbo: bool = True
 ) -> tuple[Tensor, Tensor]:
     """This micro-batch's part of the step's loss: sums over its targets ÷ the step's target counts.
 
     Returns the part to call backward on, and detached sums for reporting, (4,) fp64 on the device: MLM loss in nats,
     MLM targets that the model has right, then the same of SBO (zeros without it).
     """
-    mlm, sbo = model(
-        batch.input_ids_T, batch.cu_seqlens, batch.max_seqlen, batch.targets, with_sbo, batch.position_ids_T
-    )
+    mlm, sbo = model(batch.packed, batch.targets, with_sbo)
     loss = mlm.loss_sum / max(counts.mlm, 1)
     if sbo is not None:
         loss = loss + sbo.loss_sum / max(counts.sbo, 1)

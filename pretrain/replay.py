@@ -55,9 +55,7 @@ def examine(batch: StepBatch, counts: TargetCounts, stepper: Stepper) -> None:
         broken = [name for name, gradient in gradients.items() if not _finite(gradient)]
         norm = math.sqrt(sum(float(_local(g).double().square().sum()) for g in gradients.values()))
         losses = ", ".join(f"{name[:3].upper()} {means[name]:.4f}" for name in means if name.endswith("loss"))
-        print(
-            f"{rank}micro-batch {number}: {micro_batch.input_ids_T.numel()} tokens, {losses}, gradient norm {norm:.4g}"
-        )
+        print(f"{rank}micro-batch {number}: {micro_batch.packed.tokens} tokens, {losses}, gradient norm {norm:.4g}")
         print(f"  epoch {sorted(set(epochs.tolist()))}, blocks {indices.tolist()}")
         if not seen and not broken:
             print("  everything is finite")

@@ -15,8 +15,10 @@ from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.data.batches import DataOrder
 from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
-from spanbert.checkpoint.model_folder import UNTRAINED, build_model, load_model, write_model
-from spanbert.checkpoint.store import CheckpointStore, is_sharded, load_training_state, save_training_state
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer, write_model
+from spanbert.checkpoint.store import CheckpointStore, find_model
+from spanbert.checkpoint.training_state import is_sharded, load_training_state, save_training_state
 from spanbert.config import read_json, save_json
 from spanbert.distributed import Group, restarts
 from spanbert.errors import UserError
@@ -25,7 +27,7 @@ from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import RunFolder, check_same_config, find_model, plot_curves, refuse_existing_run
+from spanbert.training.run_folder import RunFolder, check_same_config, plot_curves, refuse_existing_run
 
 
 class TrainingSession:
@@ -76,10 +78,10 @@ class TrainingSession:
             shape = dataclasses.replace(shape, max_position_embeddings=positions)
             model = build_model(SpanBertForPretraining, shape, config.seed, backend=backend)
         else:
-            model, report = load_model(
+            model, theirs, report = load_model_and_tokenizer(
                 source, SpanBertForPretraining, seed=config.seed, config_overrides=dropout, backend=backend
             )
-            _check_fits(config.data, tokenizer, block_length, source, model)
+            _check_fits(config.data, tokenizer, theirs, block_length, source, model)
             if source != self.checkpoint:
                 self.group.say(str(report))
         if not config.sbo:
@@ -263,17 +265,17 @@ def data_identity(tokenizer: Tokenizer, *arrays: Any) -> str:
 
 
 def _check_fits(
-    data: Path, tokenizer: Tokenizer, block_length: int, folder: Path, model: SpanBertForPretraining
+    data: Path,
+    tokenizer: Tokenizer,
+    theirs: Tokenizer,
+    block_length: int,
+    folder: Path,
+    model: SpanBertForPretraining,
 ) -> None:
-    theirs = Tokenizer.load(folder)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{data} was prepared with another tokenizer ({tokenizer.vocab_size:,} pieces) than that of {folder} "
             f"({theirs.vocab_size:,} pieces): run `spanbert prepare … --tokenizer {folder}`"
-        )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} pieces, the weights only {model.config.vocab_size:,}"
         )
     if block_length > model.config.max_position_embeddings:
         raise UserError(

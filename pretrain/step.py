@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batches import MicroBatch, StepBatch
+from pretrain.data.batches import StepBatch
 from pretrain.objective import TargetCounts, micro_batch_loss
 from spanbert.device import autocast
 from spanbert.distributed import Group
+from spanbert.model.batch import MaskedBatch
 from spanbert.model.dropout import dropout_key
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.optim import clip_gradients, set_learning_rate, step_unless
@@ -65,12 +66,12 @@ class Stepper:
                 sums_4 += self.backward(batch.step, number, micro_batch, counts)
         return sums_4, clip_gradients(self.parameters, self.config.clip_norm)
 
-    def micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
+    def micro_batches(self, batch: StepBatch) -> list[MaskedBatch[Tensor]]:
         """This rank's parts of a step, positions shifted where the run asks for it."""
         table = self.model.config.max_position_embeddings if self.config.shift_positions else None
         return batch.micro_batches(self.config.seed, table)
 
-    def backward(self, step: int, number: int, micro_batch: MicroBatch, counts: TargetCounts) -> Tensor:
+    def backward(self, step: int, number: int, micro_batch: MaskedBatch[Tensor], counts: TargetCounts) -> Tensor:
         """Add micro-batch ``number``'s part to the gradients → its loss sums (4,)."""
         key = dropout_key(self.config.seed, step, number * self.group.world + self.group.rank)
         torch.manual_seed(key)

@@ -51,14 +51,8 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
         raise UserError(f"--batch-size {config.batch_size} is less than one sequence for each of {group.world} ranks")
     tokenizer, unigram_V = Tokenizer.load(config.data / "tokenizer"), np.load(config.data / "unigram.npy")
     model = session.build_model(tokenizer, blocks.block_length)
-    masker = Masker(
-        config.mask,
-        starts_word=tokenizer.starts_word,
-        special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id,
-        unigram_counts=unigram_V,
-        seed=config.seed,
-        sbo_positions=model.config.sbo_positions,
+    masker = Masker.from_tokenizer(
+        config.mask, tokenizer, seed=config.seed, unigram_counts=unigram_V, sbo_positions=model.config.sbo_positions
     )
     order = DataOrder(len(blocks), config.batch_size, config.seed)
     budget = config.micro_batch_size * blocks.block_length

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain.data.batches import MicroBatch, StepBatches, split_batch
+from pretrain.data.batches import StepBatches, split_batch
 from pretrain.objective import TargetCounts, micro_batch_loss, summarise
 from spanbert.device import autocast
 from spanbert.distributed import Group
@@ -38,7 +38,7 @@ class Validation:
         parts = split_batch(blocks.lengths[chosen], held_out.budget, group.world) if len(chosen) else []
         self.masked = [held_out.mask(np.full(len(part), VALIDATION_EPOCH), chosen[part]) for part in parts]
         self.counts = TargetCounts(
-            sum(part.target_ids.size for part in self.masked), sum(part.sbo_targets.size for part in self.masked)
+            sum(part.targets.ids_M.size for part in self.masked), sum(part.targets.sbo_K.size for part in self.masked)
         )
         self.own = self.masked[group.rank :: group.world]
 
@@ -51,7 +51,7 @@ class Validation:
         sums_4 = torch.zeros(4, dtype=torch.float64, device=device)
         for part in self.own:
             with autocast(device, precision):
-                _, sums = micro_batch_loss(model, MicroBatch.of(part).to(device), TargetCounts(1, 1), with_sbo)
+                _, sums = micro_batch_loss(model, part.tensors().to(device), TargetCounts(1, 1), with_sbo)
             sums_4 += sums
         model.train(was_training)
         return summarise(self.group.sum(sums_4.tolist()), self.counts, with_sbo)
@@ -61,7 +61,7 @@ class Validation:
         log_p = np.log((counts_V + 1.0) / (counts_V.sum() + len(counts_V)))
         losses: dict[str, float] = {}
         for name in ("mlm", "sbo"):
-            ids = [m.target_ids if name == "mlm" else m.target_ids[m.sbo_targets] for m in self.masked]
+            ids = [m.targets.ids_M if name == "mlm" else m.targets.ids_M[m.targets.sbo_K] for m in self.masked]
             flat = np.concatenate(ids) if ids else np.zeros(0, np.int64)
             if len(flat):
                 losses[f"{name}_loss"] = -math.fsum(log_p[flat]) / len(flat)

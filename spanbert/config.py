@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +15,9 @@ from spanbert.files import write_atomic
 
 T = TypeVar("T")
 
+#: The types that ``check_types`` checks, in words.
+WORDS_FOR = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON types: paths become strings, nested dataclasses dictionaries."""
@@ -19,7 +25,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configuration") -> T:
-    """The opposite of ``to_dict``. A key that ``cls`` lacks is fatal: it is a typing error or another version's file."""
+    """The opposite of ``to_dict``. A key that ``cls`` lacks is fatal: it is a typing error or another version's file.
+
+    Raises UserError, naming ``source`` and the key, for that, for a value of another type or out of range, and for a
+    key without a default that is missing.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a JSON object with the keys of {cls.__name__}, not {_kind(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -35,7 +47,19 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
         elif isinstance(value, list) and "tuple" in str(kind):
             value = tuple(Path(item) if "Path" in str(kind) else item for item in value)
         arguments[name] = value
-    return cls(**arguments)
+    absent = [
+        field.name
+        for field in fields.values()
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if absent:
+        raise UserError(f"{source}: lacks the key {absent[0]!r}")
+    try:
+        for name, value in arguments.items():
+            check_type(name, value, hints[name])
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def save_json(config: Any, path: Path) -> None:
@@ -45,13 +69,39 @@ def save_json(config: Any, path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError, naming file and place, when it is missing or broken."""
+    """Read a JSON file, with or without a byte-order mark.
+
+    Raises UserError, naming file and place, when it is missing, unreadable or broken.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may have been cut off") from None
+
+
+def read_json_object(path: Path, content: str) -> dict[str, Any]:
+    """``read_json`` of a file that must be one object; ``content`` says of what. Raises UserError when it is not."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object with {content}, not {_kind(values)}")
+    return values
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; lines that are none (one cut off by a crash) are passed over."""
+    records = []
+    for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n") if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
 
 
 def load_json(cls: type[T], path: Path) -> T:
@@ -59,7 +109,40 @@ def load_json(cls: type[T], path: Path) -> T:
     return from_dict(cls, read_json(path), str(path))
 
 
-def _type_hints(cls: type) -> dict[str, Any]:
-    import typing
+def check_types(config: Any) -> None:
+    """Every plain field of a dataclass holds a value of its type: for ``__post_init__``, where JSON may have come in.
 
+    An integer will do for a float, nothing else for anything else. Raises UserError that names the field.
+    """
+    for name, kind in _type_hints(type(config)).items():
+        check_type(name, getattr(config, name), kind)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """The same for one value; kinds other than numbers, strings and truth values are not looked at."""
+    if kind not in WORDS_FOR:
+        return
+    good = type(value) in ((int, float) if kind is float else (kind,))
+    if not good or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
+
+
+def check_range(config: Any, low: float, high: float, *names: str, below: bool = False) -> None:
+    """``low`` ≤ value ≤ ``high`` (``below``: < ``high``) for the fields named. Raises UserError that names the field."""
+    for name in names:
+        value = getattr(config, name)
+        if low <= value <= high and not (below and value == high):
+            continue
+        limits = f"at least {low}" if high == math.inf else f"{low} to {'below ' * below}{high}"
+        raise UserError(f"{name} is {value!r}: expected {limits}")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

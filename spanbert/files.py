@@ -52,7 +52,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
             yield aside
             for file in sorted(aside.rglob("*")):
                 if file.is_file():
-                    _sync_file(file)
+                    sync_file(file)
             for folder in [*(f for f in aside.rglob("*") if f.is_dir()), aside]:
                 sync_folder(folder)
             if path.exists():
@@ -102,7 +102,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_file(file: Path) -> None:
+def sync_file(file: Path) -> None:
+    """Make what was written to ``file`` durable: for one that another file, written later, vouches for."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
 

@@ -4,7 +4,7 @@ A sample is ``[CLS] A [SEP] B [SEP]`` with token types 0 and 1. A is the first h
 samples, the rest of the same block, for the others the second half of a block of another document. A linear layer on
 the pooled ``[CLS]`` tells which. Masks, masker, optimizer, schedule and step size are those of ``spanbert pretrain``.
 
-It exists for ``benchmarks.ablation.run`` alone, so it is short: a run that was stopped begins anew.
+It exists for ``benchmarks.ablation.run`` alone, so it is short: a run that was stopped begins again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batches import DataOrder, MicroBatch, StepBatch, StepBatches, load_steps
+from pretrain.data.batches import DataOrder, StepBatch, StepBatches, load_steps
 from pretrain.data.blocks import Blocks
 from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters, Schedule
@@ -27,11 +27,11 @@ from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
+from spanbert.model.batch import MaskedBatch, PackedBatch, Targets, pack_sequences
 from spanbert.model.config import EncoderConfig
 from spanbert.model.dropout import dropout_key
 from spanbert.model.encoder import Encoder, initialise
 from spanbert.model.heads import MLMHead, Pooler
-from spanbert.model.models import Targets
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import adamw, clip_gradients, set_learning_rate, step_unless
@@ -73,19 +73,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def packed(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
-        """→ flat_ids (T,) int32, cu_seqlens (B + 1,) int32, and no linguistic spans."""
-        own, own_cu, _ = self.blocks.packed(self.own_P[indices])
-        other, other_cu, _ = self.blocks.packed(self.other_P[indices])
-        separator = np.array([self.sep_id], np.int32)
-        parts = []
+    def packed(self, indices: np.ndarray) -> tuple[PackedBatch[np.ndarray], None]:
+        """These pairs as one packed batch, types 0 and 1, and no linguistic spans."""
+        own, _ = self.blocks.packed(self.own_P[indices])
+        other, _ = self.blocks.packed(self.other_P[indices])
+        pairs = []
         for row, index in enumerate(indices):
-            second = other_cu[row] + self.second_from_P[index]
-            parts += [own[own_cu[row] : own_cu[row] + 1 + self.first_P[index]], separator]
-            parts += [other[second : second + self.second_P[index]], separator]
-        cu_seqlens = np.zeros(len(indices) + 1, np.int32)
-        np.cumsum(self.lengths[indices], out=cu_seqlens[1:])
-        return np.concatenate(parts), cu_seqlens, None
+            first, second = own.cu_seqlens[row] + 1, other.cu_seqlens[row] + self.second_from_P[index]
+            pairs.append(
+                (
+                    own.input_ids_T[first : first + self.first_P[index]],
+                    other.input_ids_T[second : second + self.second_P[index]],
+                )
+            )
+        return pack_sequences(pairs, self.blocks.cls_id, self.sep_id), None
 
 
 def _first_halves(blocks: Blocks, starts_word_V: np.ndarray) -> np.ndarray:
@@ -95,8 +96,9 @@ def _first_halves(blocks: Blocks, starts_word_V: np.ndarray) -> np.ndarray:
     """
     halves = []
     for begin in range(0, len(blocks), CHUNK):
-        flat_ids, cu_seqlens, _ = blocks.packed(np.arange(begin, min(begin + CHUNK, len(blocks))))
-        stops_T = starts_word_V[flat_ids]
+        packed, _ = blocks.packed(np.arange(begin, min(begin + CHUNK, len(blocks))))
+        cu_seqlens = packed.cu_seqlens
+        stops_T = starts_word_V[packed.input_ids_T]
         stops_T[cu_seqlens[1:] - 1] = True
         middle_B = cu_seqlens[:-1] + (np.diff(cu_seqlens) + 1) // 2
         stops = np.flatnonzero(stops_T)
@@ -116,31 +118,26 @@ class PairPretraining(nn.Module):
         self.nsp = nn.Linear(config.hidden_size, 2)
         initialise(self, config.initializer_range)
 
-    def forward(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_seqlen: int, token_type_ids_T: Tensor, targets: Targets
-    ) -> tuple[VocabularyLoss, Tensor]:
+    def forward(self, batch: PackedBatch[Tensor], targets: Targets[Tensor]) -> tuple[VocabularyLoss, Tensor]:
         """→ the summed MLM loss (nats) and the logits (B, 2) of "not next" and "next"."""
-        hidden_TH = self.encoder(input_ids_T, cu_seqlens, max_seqlen, token_type_ids_T)
+        hidden_TH = self.encoder(*batch)
         embedding_VH = self.encoder.embeddings.word.weight
         features_MH = self.mlm(hidden_TH[targets.positions_M])
         mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M, self.encoder.backend)
-        return mlm, self.nsp(self.pooler(hidden_TH, cu_seqlens))
+        return mlm, self.nsp(self.pooler(hidden_TH, batch.cu_seqlens))
 
 
 class PairMicroBatch(NamedTuple):
     """What one forward pass takes, and the answers to NSP."""
 
-    batch: MicroBatch
-    token_type_ids_T: Tensor  # int64, 0 up to the first [SEP], 1 after it
+    batch: MaskedBatch[Tensor]
     is_next_B: Tensor  # int64
 
 
 def pair_micro_batches(step: StepBatch, pairs: Pairs) -> Iterator[PairMicroBatch]:
     for masked, (_, indices) in zip(step.masked, step.addresses, strict=True):
-        second_B = masked.cu_seqlens[:-1] + pairs.second_at[indices]
-        types_T = np.arange(len(masked.input_ids)) >= np.repeat(second_B, pairs.lengths[indices])
         labels = torch.from_numpy(pairs.is_next[indices].astype(np.int64))
-        yield PairMicroBatch(MicroBatch.of(masked), torch.from_numpy(types_T.astype(np.int64)), labels)
+        yield PairMicroBatch(masked.tensors(), labels)
 
 
 def run_pretrain_pairs(config: PretrainConfig) -> None:
@@ -160,13 +157,8 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
         config.init_from, PairPretraining, seed=config.seed, config_overrides=dropout, backend=backend
     )
     model.to(device)
-    masker = Masker(
-        config.mask,
-        starts_word=tokenizer.starts_word,
-        special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(config.data / "unigram.npy"),
-        seed=config.seed,
+    masker = Masker.from_tokenizer(
+        config.mask, tokenizer, seed=config.seed, unigram_counts=np.load(config.data / "unigram.npy")
     )
     budget = config.micro_batch_size * blocks.block_length
     batches = StepBatches(pairs, masker, DataOrder(len(pairs), config.batch_size, config.seed), budget)
@@ -181,7 +173,7 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
         """MLM, summed NSP loss, NSP answers that are right."""
         batch, labels_B = part.batch.to(device), part.is_next_B.to(device)
         with autocast(device, precision):
-            mlm, logits_B2 = model(*batch[:3], part.token_type_ids_T.to(device), batch.targets)
+            mlm, logits_B2 = model(*batch)
         nsp = F.cross_entropy(logits_B2.float(), labels_B, reduction="sum")
         return mlm, nsp, (logits_B2.argmax(-1) == labels_B).sum()
 

@@ -19,13 +19,13 @@ from finetune.tasks.qa.records import open_text
 from pretrain.config import PretrainConfig
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.model_folder import encoder_config
+from spanbert.checkpoint.store import find_model
 from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import train_flops_per_token
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model
 
 ArmName = Literal[
     "none", "subword", "subword+sbo", "whole_word", "whole_word+sbo", "geometric", "geometric+sbo", "geometric+nsp"

@@ -7,7 +7,7 @@ pretraining at all, without which nobody could tell whether the budget suffices.
 same weights, gets the same compute (an arm whose token costs more sees fewer), and is fine-tuned alike on SQuAD.
 (The paper's table 6 compares masks under NSP; here masks are compared on single sequences, its final recipe.)
 
-The same command again skips what is done, goes on with what was interrupted, and reports what there is. It may run
+The same command again skips what is done, resumes what was interrupted, and reports what there is. It may run
 several times side by side over one output: a run belongs to the process that holds its folder.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import multiprocessing
 import shutil
 import signal
@@ -47,13 +46,15 @@ from pretrain.config import PretrainConfig
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.config import read_json, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.locks import try_lock
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import check_same_config, find_model, read_metrics
+from spanbert.training.run_folder import check_same_config, read_metrics
 
 
 def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> d
 
 
 def _finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAConfig) -> None:
-    """Begin, or go on with, the run in ``options.output`` until it has left its model."""
+    """Begin, or resume, the run in ``options.output`` until it has left its model."""
     finished = options.output / "model"
     if not finished.is_dir():
         command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
@@ -102,13 +103,12 @@ def run_folders(config: AblationConfig) -> Iterator[tuple[ArmName, int, Path]]:
 def claim(folder: Path) -> Iterator[bool]:
     """Whether the folder is ours, rather than that of another process at work in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    handle = try_lock(folder / ".lock")
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            handle.close()
 
 
 def work(config: AblationConfig) -> None:
@@ -152,7 +152,7 @@ def run(config: AblationConfig) -> None:
                 job.join()
             raise
         if any(job.exitcode for job in jobs):
-            raise UserError(f"{sum(bool(job.exitcode) for job in jobs)} of {len(jobs)} jobs could not go on: see above")
+            raise UserError(f"{sum(bool(job.exitcode) for job in jobs)} of {len(jobs)} jobs failed: see above")
     write_report(config)
 
 
@@ -204,7 +204,7 @@ def _exit_status(function: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         if multiprocessing.parent_process() is None:
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

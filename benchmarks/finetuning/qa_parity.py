@@ -26,18 +26,17 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from finetune.predict import to_device
 from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
 from finetune.tasks.qa.loss import qa_loss_sum
 from finetune.tasks.qa.records import QAReader
 from finetune.train import step_windows
 from spanbert.checkpoint.model_folder import load_model, save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.device import describe
 from spanbert.files import write_atomic
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
-from spanbert.training.run_folder import find_model
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CPU = torch.device("cpu")
@@ -86,8 +85,8 @@ def train_ours(
     labels_W2 = questions.labels()
     for windows, rate in zip(batches, rates, strict=True):
         set_learning_rate(optimizer, rate)
-        inputs = to_device(questions.packed(windows), CPU)
-        loss = qa_loss_sum(*model(*inputs), inputs[1], inputs[2], torch.from_numpy(labels_W2[windows]))
+        batch = questions.packed(windows).tensors()
+        loss = qa_loss_sum(*model(batch), batch.cu_seqlens, batch.max_seqlen, torch.from_numpy(labels_W2[windows]))
         loss = loss / len(windows)
         loss.backward()
         clip_gradients(model.parameters(), 1.0)

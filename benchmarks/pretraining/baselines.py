@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.data.batches import MicroBatch
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.device import autocast
 from spanbert.model.backend import resolve_backend
+from spanbert.model.batch import MaskedBatch, PackedBatch
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.optim import adamw, clip_gradients
@@ -115,19 +115,19 @@ class Rung(nn.Module):
         super().__init__()
         self.model, self.heads, self.sbo = model, heads, sbo
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MaskedBatch[Tensor]) -> tuple[Tensor, Tensor]:
         """(what to call backward on, the MLM loss)."""
         targets, count = batch.targets, batch.targets.ids_M.numel()
         if self.heads == "fused":
-            mlm, sbo = self.model(batch.input_ids_T, batch.cu_seqlens, batch.max_seqlen, targets, self.sbo)
+            mlm, sbo = self.model(batch.packed, targets, self.sbo)
             loss = mlm.loss_sum / count
             return (loss + sbo.loss_sum / targets.sbo_K.numel() if sbo else loss), loss
-        hidden_TH = self.model.encoder(batch.input_ids_T, batch.cu_seqlens, batch.max_seqlen)
+        hidden_TH = self.model.encoder(*batch.packed)
         labels = targets.ids_M
         if self.heads == "sparse":
             hidden_TH = hidden_TH[targets.positions_M]
         else:
-            labels = torch.full_like(batch.input_ids_T, -100).index_put_((targets.positions_M,), labels)
+            labels = torch.full_like(batch.packed.input_ids_T, -100).index_put_((targets.positions_M,), labels)
         embedding_VH = self.model.encoder.embeddings.word.weight
         logits = F.linear(self.model.mlm(hidden_TH), embedding_VH, self.model.mlm.bias.to(hidden_TH.dtype))
         loss = F.cross_entropy(logits.float(), labels)
@@ -165,12 +165,11 @@ class Ours(Contender):
         self.optimizer = adamw(model, lr=1e-4, weight_decay=0.01)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def batch(self, number: int) -> MicroBatch:
+    def batch(self, number: int) -> MaskedBatch[Tensor]:
         sequences = self.work.sequences(number)
-        cu_seqlens = np.cumsum([0, *map(len, sequences)])
-        indices = np.arange(len(sequences))
-        masked = self.masker.mask(np.concatenate(sequences), cu_seqlens, epoch=number, indices=indices)
-        return MicroBatch.of(masked, pin=self.device.type == "cuda").to(self.device)
+        packed = PackedBatch.of(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
+        masked = self.masker.mask(packed, epoch=number, indices=np.arange(len(sequences)))
+        return masked.tensors(pin=self.device.type == "cuda").to(self.device)
 
     def step(self, number: int) -> Tensor:
         batch = self.batch(number)
@@ -187,7 +186,8 @@ class Ours(Contender):
         """None when, without dropout, this rung has the loss of transformers' model with the same weights."""
         from transformers import BertConfig, BertForMaskedLM
 
-        from spanbert.checkpoint.model_folder import fill_model, usual_names
+        from spanbert.checkpoint.model_folder import fill_model
+        from spanbert.checkpoint.weight_names import usual_names
 
         shape = dataclasses.replace(self.work.shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         sizes = {k: v for k, v in dataclasses.asdict(shape).items() if not k.startswith("sbo_")}
@@ -195,11 +195,13 @@ class Ours(Contender):
         ours = SpanBertForPretraining(shape, self.model.model.encoder.backend).to(self.device).eval()
         fill_model(ours, usual_names(theirs.state_dict(), "transformers"), "transformers", {})
         batch = self.batch(0)
-        count = batch.cu_seqlens.numel() - 1
-        labels = torch.full_like(batch.input_ids_T, -100)
+        count = batch.packed.sequences
+        labels = torch.full_like(batch.packed.input_ids_T, -100)
         labels[batch.targets.positions_M] = batch.targets.ids_M
         with torch.no_grad(), autocast(self.device, self.work.precision):
-            expected = theirs(input_ids=batch.input_ids_T.view(count, -1), labels=labels.view(count, -1)).loss.item()
+            expected = theirs(
+                input_ids=batch.packed.input_ids_T.view(count, -1), labels=labels.view(count, -1)
+            ).loss.item()
             found = Rung(ours, self.model.heads, self.model.sbo)(batch)[1].item()
         most = 2e-2 if self.work.precision == "bf16" else 1e-4
         return None if abs(found - expected) <= most * expected else f"MLM loss {found:.5f}, expected {expected:.5f}"

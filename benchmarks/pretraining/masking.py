@@ -26,6 +26,7 @@ import tyro
 
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.files import write_atomic
+from spanbert.model.batch import MaskedBatch, PackedBatch
 
 CLS, SEP, MASK, SPECIALS, VOCABULARY, FIRST_CONTINUATION = 2, 3, 4, 5, 28_996, 22_000
 PIECES_A_WORD = [0.80, 0.13, 0.05, 0.02]
@@ -90,23 +91,24 @@ def ours(scheme: str, sequences: list[np.ndarray], seed: int) -> Callable[[], No
     def call():
         nonlocal epoch
         epoch += 1
-        return masker.mask(np.concatenate(sequences), edges, epoch=epoch, indices=indices, spans=spans)
+        packed = PackedBatch.of(np.concatenate(sequences), edges)
+        return masker.mask(packed, epoch=epoch, indices=indices, spans=spans)
 
     check(call(), sequences)
     return call
 
 
-def check(masked, sequences: list[np.ndarray]) -> None:
+def check(masked: MaskedBatch[np.ndarray], sequences: list[np.ndarray]) -> None:
     """What a wrong mask would break: specials, visible boundaries, the share, at least one target each."""
-    ids, is_target = np.concatenate(sequences), np.zeros(len(masked.input_ids), bool)
-    is_target[masked.target_positions] = True
+    ids, is_target = np.concatenate(sequences), np.zeros(len(masked.packed.input_ids_T), bool)
+    is_target[masked.targets.positions_M] = True
     content = np.array([len(s) - 2 for s in sequences])
-    spent = np.add.reduceat(is_target, masked.cu_seqlens[:-1])
+    spent = np.add.reduceat(is_target, masked.packed.cu_seqlens[:-1])
     starts_word = ids < FIRST_CONTINUATION
-    words = np.add.reduceat(is_target & starts_word, masked.cu_seqlens[:-1])
-    assert (ids[is_target] >= SPECIALS).all() and (masked.target_ids == ids[is_target]).all()
-    assert (masked.input_ids[~is_target] == ids[~is_target]).all()
-    assert not is_target[masked.span_left].any() and not is_target[masked.span_right].any()
+    words = np.add.reduceat(is_target & starts_word, masked.packed.cu_seqlens[:-1])
+    assert (ids[is_target] >= SPECIALS).all() and (masked.targets.ids_M == ids[is_target]).all()
+    assert (masked.packed.input_ids_T[~is_target] == ids[~is_target]).all()
+    assert not is_target[masked.targets.left_S].any() and not is_target[masked.targets.right_S].any()
     assert (spent >= 1).all() and ((spent <= np.ceil(0.15 * content)) | (words == 1)).all()
 
 

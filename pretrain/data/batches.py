@@ -12,58 +12,18 @@ import heapq
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pretrain.data.blocks import Blocks
 from pretrain.masking.counter_rng import below, draw, sequence_keys, stream
-from pretrain.masking.masker import MaskedBatch, Masker
-from spanbert.model.models import Targets
+from pretrain.masking.masker import Masker
+from spanbert.model.batch import MaskedBatch, as_tensor
 
 SHIFT = 32  # purpose of the stream of shifts; those below are the masks'
-
-
-class MicroBatch(NamedTuple):
-    """What one forward pass takes."""
-
-    input_ids_T: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    targets: Targets
-    position_ids_T: Tensor | None = None
-    """int64; None: 0, 1, 2 … in each sequence."""
-
-    @classmethod
-    def of(cls, masked: MaskedBatch, pin: bool = False) -> MicroBatch:
-        """Tensors over the arrays of a masked batch (no copy), or in page-locked memory, from where a GPU fetches them."""
-
-        def tensor(array: np.ndarray) -> Tensor:
-            made = torch.from_numpy(array)
-            return made.pin_memory() if pin else made
-
-        targets = Targets(
-            positions_M=tensor(masked.target_positions),
-            ids_M=tensor(masked.target_ids),
-            left_S=tensor(masked.span_left),
-            right_S=tensor(masked.span_right),
-            span_M=tensor(masked.target_span),
-            offset_M=tensor(masked.target_offset),
-            sbo_K=tensor(masked.sbo_targets),
-        )
-        longest = int(np.diff(masked.cu_seqlens).max(initial=0))
-        return cls(tensor(masked.input_ids), tensor(masked.cu_seqlens), longest, targets)
-
-    def to(self, device: torch.device) -> MicroBatch:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        targets = Targets(*map(move, self.targets))
-        positions_T = None if self.position_ids_T is None else move(self.position_ids_T)
-        return MicroBatch(move(self.input_ids_T), move(self.cu_seqlens), self.max_seqlen, targets, positions_T)
 
 
 @dataclass(frozen=True)
@@ -74,34 +34,37 @@ class StepBatch:
     """
 
     step: int
-    masked: list[MaskedBatch]
+    masked: list[MaskedBatch[np.ndarray]]
     addresses: list[tuple[np.ndarray, np.ndarray]]
     """(epochs, indices) of the sequences of each micro-batch."""
-    pinned: list[MicroBatch] | None = None
+    pinned: list[MaskedBatch[Tensor]] | None = None
     cursor: Any = None
     """Where the data continues after this step, for data that is a stream (``pretrain.data.streaming``)."""
 
-    def micro_batches(self, seed: int = 0, shift_within: int | None = None) -> list[MicroBatch]:
+    def micro_batches(self, seed: int = 0, shift_within: int | None = None) -> list[MaskedBatch[Tensor]]:
         """What the forward passes take. shift_within: rows of the table within which positions are shifted (by seed)."""
-        made = [MicroBatch.of(part) for part in self.masked] if self.pinned is None else self.pinned
+        made = [part.tensors() for part in self.masked] if self.pinned is None else self.pinned
         if shift_within is None:
             return made
         keys = [sequence_keys(seed, epochs, indices) for epochs, indices in self.addresses]
-        positions = [shifted_positions(p.cu_seqlens, k, shift_within) for p, k in zip(self.masked, keys, strict=True)]
-        tensors = [torch.from_numpy(p) if self.pinned is None else torch.from_numpy(p).pin_memory() for p in positions]
-        return [m._replace(position_ids_T=p_T) for m, p_T in zip(made, tensors, strict=True)]
+        shifted = []
+        for part, tensors, keys_B in zip(self.masked, made, keys, strict=True):
+            positions_T = shifted_positions(part.packed.cu_seqlens, keys_B, shift_within)
+            packed = tensors.packed._replace(position_ids_T=as_tensor(positions_T, pin=self.pinned is not None))
+            shifted.append(tensors._replace(packed=packed))
+        return shifted
 
     @property
     def tokens(self) -> int:
-        return sum(part.input_ids.size for part in self.masked)
+        return sum(part.packed.tokens for part in self.masked)
 
     @property
     def target_counts(self) -> tuple[int, int]:
         """MLM and SBO targets in this rank's share."""
-        return sum(part.target_ids.size for part in self.masked), sum(part.sbo_targets.size for part in self.masked)
+        return sum(m.targets.ids_M.size for m in self.masked), sum(m.targets.sbo_K.size for m in self.masked)
 
     def pin_memory(self) -> StepBatch:
-        return dataclasses.replace(self, pinned=[MicroBatch.of(part, pin=True) for part in self.masked])
+        return dataclasses.replace(self, pinned=[part.tensors(pin=True) for part in self.masked])
 
 
 def shifted_positions(cu_seqlens: np.ndarray, keys_B: np.ndarray, table: int) -> np.ndarray:
@@ -188,8 +151,8 @@ class StepBatches(Dataset):
 
     def mask(self, epochs: np.ndarray, indices: np.ndarray) -> MaskedBatch:
         """Fetch sequences and mask them."""
-        flat_ids_T, cu_seqlens, spans = self.blocks.packed(indices)
-        return self.masker.mask(flat_ids_T, cu_seqlens, epoch=epochs, indices=indices, spans=spans)
+        packed, spans = self.blocks.packed(indices)
+        return self.masker.mask(packed, epoch=epochs, indices=indices, spans=spans)
 
 
 def load_steps(batches: Dataset, first: int, last: int, workers: int, pin: bool) -> Iterator[StepBatch]:

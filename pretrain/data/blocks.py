@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from spanbert.config import read_json_object
 from spanbert.errors import UserError
+from spanbert.model.batch import PackedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 
@@ -37,9 +38,9 @@ class Blocks:
 
         folder = Path(folder)
         try:
-            settings = json.loads((folder / "prepare.json").read_text())
+            settings = read_json_object(folder / "prepare.json", "a corpus's settings")
             table = datasets.load_from_disk(folder / split).data.table
-        except (OSError, ValueError) as error:
+        except (UserError, OSError, ValueError) as error:
             raise UserError(
                 f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare"
             ) from error
@@ -70,26 +71,20 @@ class Blocks:
     def start(self) -> np.ndarray:
         return self._table.column("start").to_numpy()
 
-    def packed(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
-        """Blocks end to end, each as [CLS] … [SEP].
+    def packed(self, indices: np.ndarray) -> tuple[PackedBatch[np.ndarray], list[np.ndarray] | None]:
+        """Blocks as one packed batch, each as [CLS] … [SEP].
 
-        indices: (B,) integers. Returns flat_ids (T,) int32, cu_seqlens (B+1,) int32 and, for each block, its linguistic
-        spans (s, 2) int32: [start, end) in tokens counted without [CLS], ascending; None without a span column.
+        indices: (B,) integers. Also returns, for each block, its linguistic spans (s, 2) int32: [start, end) in tokens
+        counted without [CLS], ascending; None without a span column.
         """
         indices = np.asarray(indices, dtype=np.int64)
-        cu_seqlens = np.zeros(len(indices) + 1, dtype=np.int32)
-        np.cumsum(self.lengths[indices], out=cu_seqlens[1:])
-        flat_ids = np.empty(cu_seqlens[-1], dtype=np.int32)
-        flat_ids[cu_seqlens[:-1]] = self.cls_id
-        flat_ids[cu_seqlens[1:] - 1] = self.sep_id
-        values = self._values
-        chunks = self._chunk[indices].tolist()
-        begins = self._begin[indices]
-        ends = (begins + self.lengths[indices] - 2).tolist()
-        edges = cu_seqlens.tolist()
-        for row, (chunk, begin, end) in enumerate(zip(chunks, begins.tolist(), ends, strict=True)):
-            flat_ids[edges[row] + 1 : edges[row + 1] - 1] = values[chunk][begin:end]
-        return flat_ids, cu_seqlens, [self._spans_of(i) for i in indices] if self.has_spans else None
+        chunks, begins = self._chunk[indices].tolist(), self._begin[indices]
+        ends = begins + self.lengths[indices] - 2
+        rows = zip(chunks, begins.tolist(), ends.tolist(), strict=True)
+        packed = pack_sequences(
+            [(self._values[chunk][begin:end],) for chunk, begin, end in rows], self.cls_id, self.sep_id
+        )
+        return packed, [self._spans_of(i) for i in indices] if self.has_spans else None
 
     def _spans_of(self, index: int) -> np.ndarray:
         begin = self._span_begin[index]

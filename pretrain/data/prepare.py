@@ -7,8 +7,6 @@ No token is lost (§4.2): a document of n pieces becomes ceil(n / (block_length 
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import shutil
 import time
@@ -38,8 +36,10 @@ from pretrain.data.shards import (
     write_shard,
 )
 from pretrain.data.span_annotations import SpanSidecar
+from spanbert.config import read_json, read_json_object
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, write_atomic
+from spanbert.files import atomic_folder, report_full_disk, write_atomic
+from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SHARD_CHARACTERS = 8_000_000
@@ -100,7 +100,7 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
     shards = _write_shards(corpus, settings, config)
     counts = ShardCounts()
     for number in range(shards):
-        counts.add(ShardCounts(**json.loads(done_file(work, number).read_text())))
+        counts.add(ShardCounts(**read_json(done_file(work, number))))
     if counts.tokens == 0:
         shutil.rmtree(work)  # nothing to go on from
         raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
@@ -151,8 +151,8 @@ def _differences(old: dict, new: dict) -> list[str]:
 def _is_finished(output: Path, identity: dict, *, overwrite: bool) -> bool:
     """Whether `output` is what would be made; only a prepared corpus is ever overwritten, never another folder."""
     try:
-        old = json.loads((output / "prepare.json").read_text())
-    except (OSError, ValueError) as error:
+        old = read_json_object(output / "prepare.json", "a corpus's settings")
+    except UserError as error:
         raise UserError(f"{output} exists and is not a prepared corpus: choose another --output") from error
     if overwrite:
         return False
@@ -168,7 +168,7 @@ def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite:
     """Make or take over the folder of finished shards; returns how many it holds."""
     marker = work / "settings.json"
     if work.exists() and marker.exists() and resumable and not overwrite:
-        differing = _differences(json.loads(marker.read_text()), identity)
+        differing = _differences(read_json_object(marker, "a corpus's settings"), identity)
         if differing:
             raise UserError(
                 f"an interrupted preparation in {work} had other settings ({', '.join(differing)}): "
@@ -250,27 +250,21 @@ def _only_one(work: Path) -> Iterator[None]:
     """Keep a second preparation of the same output out: each would clear away the other's shards."""
     work.parent.mkdir(parents=True, exist_ok=True)
     lock = work.with_name(f"{work.name}.lock")
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another preparation is writing {work}: wait for it or choose another --output") from error
-        try:
-            yield
-        finally:
-            lock.unlink()
+    handle = try_lock(lock)
+    if handle is None:
+        raise UserError(f"another preparation is writing {work}: wait for it or choose another --output")
+    try:
+        yield
+    finally:
+        lock.unlink()
+        handle.close()
 
 
 @contextmanager
 def _clear_errors(output: Path, work: Path) -> Iterator[None]:
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"the disk is full while preparing {output}: free some space and run the same command; it goes on"
-        ) from error
+        with report_full_disk(output):
+            yield
     except KeyboardInterrupt:
         print(f"\n{len(list(work.glob('shard-*.json')))} shards are done; the same command goes on from there")
         raise

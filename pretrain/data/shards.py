@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.data.corpus import Document
-from spanbert.files import write_atomic
+from spanbert.files import sync_file, write_atomic
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 PIECE_CHARACTERS = 1 << 17  # a longer document is encoded in pieces cut at white space, which changes no token
@@ -101,7 +101,7 @@ class ShardWriter:
                 writers[split].write_batch(waiting[split])
         for split, writer in writers.items():
             writer.finalize()
-            sync_file(paths[split])
+            sync_file(paths[split])  # the mark of done must not reach the disk before what it vouches for
         write_atomic(done_file(self.settings.folder, shard.number), json.dumps(asdict(counts)))
 
     def _count(self, counts: ShardCounts, ids: np.ndarray) -> None:
@@ -190,12 +190,6 @@ def shard_file(folder: Path, number: int, split: str) -> Path:
 
 def done_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.json"
-
-
-def sync_file(path: Path) -> None:
-    """The mark of done must not reach the disk before what it vouches for."""
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 _writer: ShardWriter | None = None

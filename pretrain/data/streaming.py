@@ -24,11 +24,12 @@ from pretrain.config import PretrainConfig
 from pretrain.data.batches import StepBatch, split_batch
 from pretrain.data.corpus import Corpus
 from pretrain.data.shards import cut_text
-from pretrain.masking.masker import MaskedBatch, Masker
+from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters
 from spanbert.config import read_json
 from spanbert.distributed import Group
 from spanbert.errors import UserError
+from spanbert.model.batch import MaskedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 #: Blocks that are shuffled together.
@@ -83,11 +84,9 @@ class StreamedSteps(IterableDataset):
             masked = [self._mask(part, *address) for part, address in zip(chosen, addresses, strict=True)]
             yield StepBatch(step, masked, addresses, cursor=batch[-1].after)
 
-    def _mask(self, sequences: list[Sequence], epochs: np.ndarray, indices: np.ndarray) -> MaskedBatch:
-        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
-        flat_ids = np.concatenate([part for sequence in sequences for part in (cls, sequence.ids, sep)])
-        cu_seqlens = np.cumsum([0, *(len(sequence.ids) + 2 for sequence in sequences)])
-        return self.masker.mask(flat_ids, cu_seqlens, epoch=epochs, indices=indices)
+    def _mask(self, sequences: list[Sequence], epochs: np.ndarray, indices: np.ndarray) -> MaskedBatch[np.ndarray]:
+        packed = pack_sequences([(s.ids,) for s in sequences], self.tokenizer.cls_id, self.tokenizer.sep_id)
+        return self.masker.mask(packed, epoch=epochs, indices=indices)
 
     def _sequences(self, cursor: Cursor) -> Iterator[Sequence]:
         """Windows of the stream, each in an order of its own, from ``cursor`` on; epoch after epoch."""

@@ -20,15 +20,16 @@ import tyro
 from torch import Tensor
 
 from pretrain.inspect.fill_template import Template, parse_template
-from spanbert.checkpoint.model_folder import LoadReport, load_model
+from spanbert.checkpoint.load_report import LoadReport, untied_note
+from spanbert.checkpoint.model_folder import load_model_and_tokenizer
+from spanbert.checkpoint.store import find_model
 from spanbert.device import choose_device
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
-from spanbert.model.batch import cumulative
+from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model
 from spanbert.weights import encoder_path
 
 Head = Literal["mlm", "sbo", "both"]
@@ -92,9 +93,10 @@ def run_fill(config: FillConfig) -> None:
         raise UserError(f"--top-k must be at least 1, not {config.top_k}")
     device = choose_device(config.device)
     folder = find_model(path)
-    tokenizer = Tokenizer.load(folder)
+    model, tokenizer, report = load_model_and_tokenizer(
+        folder, SpanBertForPretraining, backend=resolve_backend(config.backend, device)
+    )
     template = parse_template(text, tokenizer)
-    model, report = load_model(folder, SpanBertForPretraining, backend=resolve_backend(config.backend, device))
     head = choose_head(config.head, report, str(path))
     model.to(device).eval()
     result = fill(model, tokenizer, template, head, config.top_k)
@@ -104,6 +106,9 @@ def run_fill(config: FillConfig) -> None:
 def choose_head(asked: str, report: LoadReport, path: str) -> Head:
     """The head or heads to use. Raises UserError when one that was asked for has never been trained."""
     trained = [head for head in ("mlm", "sbo") if report.has(head)]
+    for head, matrix in report.untied.items():
+        if not trained or asked in (head, "both"):
+            raise UserError(f"{path} cannot fill: {untied_note(head, matrix)}")
     if not trained:
         raise UserError(
             f"{path} has no trained MLM or SBO head, only an encoder: pretrain from it first "
@@ -168,10 +173,8 @@ def span_log_probs(
     """
     device = model.mlm.bias.device
     sequences = [template.with_masks(lengths, tokenizer) for lengths in combinations]
-    lengths_B = torch.tensor([len(s.ids) for s in sequences], device=device)
-    cu_seqlens = cumulative(lengths_B)
-    ids_T = torch.tensor([i for s in sequences for i in s.ids], device=device)
-    hidden_TH = model.encoder(ids_T, cu_seqlens, int(lengths_B.max()))
+    packed = pack_sequences([(s.ids,) for s in sequences], tokenizer.cls_id, tokenizer.sep_id)
+    hidden_TH = model.encoder(*packed.tensors().to(device))
     embedding_VH = model.encoder.embeddings.word.weight
     unreachable_V = torch.ones(embedding_VH.shape[0], dtype=torch.bool, device=device)
     unreachable_V[: tokenizer.vocab_size] = False  # rows beyond the vocabulary are padding
@@ -181,7 +184,7 @@ def span_log_probs(
 
     results = []
     for number, sequence in enumerate(sequences):
-        begin = int(cu_seqlens[number])
+        begin = int(packed.cu_seqlens[number])
         starts = [begin + start for start, _ in sequence.spans]
         counts = torch.tensor([end - start for start, end in sequence.spans], device=device)
         span_M = torch.arange(len(starts), device=device).repeat_interleave(counts)

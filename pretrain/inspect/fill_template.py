@@ -25,10 +25,10 @@ class Blank:
 
 @dataclass(frozen=True)
 class Masked:
-    """One sequence for the model: [CLS] … [MASK] … [SEP], and where its spans are."""
+    """The text of one sequence with [MASK] in its holes, and where its spans are once [CLS] stands before it."""
 
-    ids: list[int]
-    spans: list[tuple[int, int]]  # [start, end) in ids
+    ids: list[int]  # without special tokens around them
+    spans: list[tuple[int, int]]  # [start, end) in the sequence, [CLS] counted
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Template:
 
     def with_masks(self, lengths: tuple[int, ...], tokenizer: Tokenizer) -> Masked:
         """The sequence with ``lengths[i]`` mask tokens in hole i."""
-        ids = [tokenizer.cls_id, *self.ids[0]]
+        ids = [*self.ids[0]]
         spans = []
         for length, after in zip(lengths, self.ids[1:], strict=True):
-            spans.append((len(ids), len(ids) + length))
+            spans.append((1 + len(ids), 1 + len(ids) + length))
             ids += [tokenizer.mask_id] * length + after
-        return Masked([*ids, tokenizer.sep_id], spans)
+        return Masked(ids, spans)
 
     def render(self, fills: list[str]) -> str:
         """The text with ``fills[i]`` in hole i."""

@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from pretrain.masking.masker import MaskConfig, MaskedBatch, Masker
+from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.model.batch import MaskedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import tokenizer_path
 
@@ -126,17 +127,11 @@ def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
     path = config.tokenizer if config.tokenizer is not None else tokenizer_path()
     counts_path = path / "unigram.npy"
     tokenizer = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
-    counts, note = np.ones(tokenizer.vocab_size, np.int64), "random tokens drawn evenly from the vocabulary"
+    counts, note = None, "random tokens drawn evenly from the vocabulary"
     if counts_path.is_file() and config.mask.replacement == "unigram":
         counts, note = np.load(counts_path), f"random tokens drawn by frequency in {path}"
-    masker = Masker(
-        config.mask,
-        starts_word=tokenizer.starts_word,
-        special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id,
-        unigram_counts=counts,
-        seed=config.seed,
-        sbo_positions=config.sbo_positions,
+    masker = Masker.from_tokenizer(
+        config.mask, tokenizer, seed=config.seed, unigram_counts=counts, sbo_positions=config.sbo_positions
     )
     return tokenizer, masker, note
 
@@ -176,45 +171,51 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
     draws = []
     for index, begin in enumerate(range(0, len(ids), room)):
         block, places = ids[begin : begin + room], offsets[begin : begin + room]
-        flat_ids = np.concatenate([[tokenizer.cls_id], block, [tokenizer.sep_id]])
+        packed = pack_sequences([(block,)], tokenizer.cls_id, tokenizer.sep_id)
+        flat_ids = packed.input_ids_T
         inside = [np.flatnonzero((places[:, 0] < end) & (places[:, 1] > start)) for start, end in marked]
         pairs = np.array([(at[0], at[-1] + 1) for at in inside if len(at)], np.int64).reshape(-1, 2)
         spans = [pairs] if is_linguistic else None
         for epoch in range(config.draws):
-            batch = masker.mask(flat_ids, np.array([0, len(flat_ids)]), epoch=epoch, indices=[index], spans=spans)
+            batch = masker.mask(packed, epoch=epoch, indices=[index], spans=spans)
             title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"
             draws.append(_describe(title, text, places, flat_ids, batch, tokenizer))
     return draws
 
 
 def _describe(
-    title: str, text: str, places: np.ndarray, flat_ids: np.ndarray, batch: MaskedBatch, tokenizer: Tokenizer
+    title: str,
+    text: str,
+    places: np.ndarray,
+    flat_ids: np.ndarray,
+    batch: MaskedBatch[np.ndarray],
+    tokenizer: Tokenizer,
 ) -> Draw:
     """A masked block in words."""
 
     def kind(position: int) -> StandIn:
-        if batch.input_ids[position] == tokenizer.mask_id:
+        if batch.packed.input_ids_T[position] == tokenizer.mask_id:
             return "mask"
-        return "kept" if batch.input_ids[position] == flat_ids[position] else "random"
+        return "kept" if batch.packed.input_ids_T[position] == flat_ids[position] else "random"
 
     targets, span_of = [], [None] * len(flat_ids)
-    with_sbo = set(batch.sbo_targets.tolist())
-    for number, position in enumerate(batch.target_positions.tolist()):
-        span = int(batch.target_span[number])
+    with_sbo = set(batch.targets.sbo_K.tolist())
+    for number, position in enumerate(batch.targets.positions_M.tolist()):
+        span = int(batch.targets.span_M[number])
         span_of[position] = span + 1
         targets.append(
             Target(
                 span=span + 1,
-                left=tokenizer.token(int(flat_ids[batch.span_left[span]])),
-                right=tokenizer.token(int(flat_ids[batch.span_right[span]])),
-                position=int(batch.target_offset[number]) + 1,
+                left=tokenizer.token(int(flat_ids[batch.targets.left_S[span]])),
+                right=tokenizer.token(int(flat_ids[batch.targets.right_S[span]])),
+                position=int(batch.targets.offset_M[number]) + 1,
                 token=tokenizer.token(int(flat_ids[position])),
                 stand_in=kind(position),
-                seen=tokenizer.token(int(batch.input_ids[position])),
+                seen=tokenizer.token(int(batch.packed.input_ids_T[position])),
                 has_sbo=number in with_sbo,
             )
         )
-    boundaries = {*batch.span_left.tolist(), *batch.span_right.tolist()}
+    boundaries = {*batch.targets.left_S.tolist(), *batch.targets.right_S.tolist()}
     pieces, end = [], 0
     for position, token_id in enumerate(flat_ids.tolist()):
         token = tokenizer.token(token_id)
@@ -224,7 +225,7 @@ def _describe(
             gap = text[end:start] if position > 1 else gap
             shown, end = text[start:stop], stop
         stand_in = kind(position) if span_of[position] else None
-        seen = tokenizer.token(int(batch.input_ids[position]))
+        seen = tokenizer.token(int(batch.packed.input_ids_T[position]))
         pieces.append(Piece(gap, shown, token, stand_in, seen, position in boundaries))
     return Draw(title, pieces, targets, span_of)
 

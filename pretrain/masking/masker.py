@@ -5,9 +5,11 @@ worker, rank and batch size and after any resume. What is masked is chosen in sp
 the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from pretrain.masking.counter_rng import draw, sequence_keys, stream, unit
 from pretrain.masking.span_sampler import SpanRule, choose_spans, list_spans
 from pretrain.masking.word_sampler import Units, choose_words, find_words
 from spanbert.errors import UserError
+from spanbert.model.batch import MaskedBatch, PackedBatch, Targets
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 # purposes of the streams that replace tokens; those that choose spans and words are numbered there
 _ACTION, _REPLACEMENT = 16, 17
@@ -46,20 +50,6 @@ class MaskConfig:
             raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
         if self.max_span_words < 1:
             raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
-
-
-class MaskedBatch(NamedTuple):
-    """A corrupted packed batch and its targets. T tokens, B sequences, M targets, S spans, K targets with SBO."""
-
-    input_ids: np.ndarray  # (T,) int64, corrupted
-    cu_seqlens: np.ndarray  # (B + 1,) int32
-    target_positions: np.ndarray  # (M,) int64 into T, ascending
-    target_ids: np.ndarray  # (M,) int64, the original tokens
-    span_left: np.ndarray  # (S,) int64 into T: the visible token before each span
-    span_right: np.ndarray  # (S,) int64 into T: the visible token after each span
-    target_span: np.ndarray  # (M,) int64 into S
-    target_offset: np.ndarray  # (M,) int64, 0-based position of the target in its span
-    sbo_targets: np.ndarray  # (K,) int64 into M: the targets that the SBO predicts
 
 
 class Masker:
@@ -103,27 +93,48 @@ class Masker:
             raise UserError("No token has a count in the unigram table: prepare the corpus again.")
         self._occurrences_to = np.cumsum(counts)
 
+    @classmethod
+    def from_tokenizer(
+        cls,
+        config: MaskConfig,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        unigram_counts: np.ndarray | None = None,
+        sbo_positions: int = 20,
+    ) -> Masker:
+        """A masker of a tokenizer's ids. Without counts every token is as likely to stand in for a masked one."""
+        if unigram_counts is None:
+            unigram_counts = np.ones(tokenizer.vocab_size, np.int64)
+        return cls(
+            config,
+            starts_word=tokenizer.starts_word,
+            special_ids=tokenizer.special_ids,
+            mask_id=tokenizer.mask_id,
+            unigram_counts=unigram_counts,
+            seed=seed,
+            sbo_positions=sbo_positions,
+        )
+
     def mask(
         self,
-        flat_ids: np.ndarray,
-        cu_seqlens: np.ndarray,
+        packed: PackedBatch[np.ndarray],
         *,
         epoch: int | np.ndarray,
         indices: np.ndarray,
         spans: Sequence[np.ndarray] | None = None,
-    ) -> MaskedBatch:
-        """Mask B sequences that lie end to end, each with its [CLS] and [SEP].
+    ) -> MaskedBatch[np.ndarray]:
+        """Mask B sequences, each with its [CLS] and [SEP].
 
-        flat_ids (T,) and cu_seqlens (B + 1,) are integers of any kind and stay as they are; epoch is one number or (B,)
-        numbers, indices (B,) the numbers of the sequences in the corpus. spans, for the schemes `entities` and
+        packed stays as it is; epoch is one number or (B,) numbers, indices (B,) the numbers of the sequences in the corpus. spans, for the schemes `entities` and
         `noun_phrases`: for each sequence its (n, 2) token spans [start, end), counted without [CLS].
         Raises UserError when such a scheme gets no spans or one outside its sequence, and ValueError when a sequence
         has no room for two specials or the numbers of sequences and indices differ.
         """
-        cu_seqlens = np.asarray(cu_seqlens).astype(np.int32)
+        cu_seqlens = packed.cu_seqlens
         if len(indices) != len(cu_seqlens) - 1 or (np.diff(cu_seqlens) < 2).any():
             raise ValueError("expected one index per sequence, and sequences of at least two tokens ([CLS], [SEP])")
-        input_ids = np.array(flat_ids, np.int64)
+        input_ids = packed.input_ids_T.copy()
         keys = sequence_keys(self.seed, epoch, indices)
         scheme = self.config.scheme
         words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special)
@@ -139,15 +150,16 @@ class Masker:
                     )
                 listed = list_spans(words, cu_seqlens, keys, spans)
             units = choose_spans(words, budget, keys, self._rule, listed)
-        return self._corrupt(input_ids, cu_seqlens, keys, units)
+        return self._corrupt(packed._replace(input_ids_T=input_ids), keys, units)
 
-    def _corrupt(self, input_ids: np.ndarray, cu_seqlens: np.ndarray, keys: np.ndarray, units: Units) -> MaskedBatch:
+    def _corrupt(self, packed: PackedBatch[np.ndarray], keys: np.ndarray, units: Units) -> MaskedBatch[np.ndarray]:
         """Make targets of the units' tokens and replace them: 80 % [MASK], 10 % random tokens, 10 % as they were.
 
         The choice is made once per unit, so that no span is partly visible (§3.1): per span where spans are masked,
         per word in whole-word masking, per token in subword masking (as in BERT). Each random token is drawn for itself.
-        Overwrites `input_ids`.
+        Overwrites the ids of `packed`.
         """
+        input_ids, cu_seqlens = packed.input_ids_T, packed.cu_seqlens
         first, size, sequence = units
         unit_M = np.repeat(np.arange(len(first)), size)
         total = len(unit_M)
@@ -176,15 +188,16 @@ class Masker:
             at_edge = (span_left == cu_seqlens[span_sequence]) | (span_right == cu_seqlens[span_sequence + 1] - 1)
             has_sbo &= ~at_edge[target_span]
         return MaskedBatch(
-            input_ids=input_ids,
-            cu_seqlens=cu_seqlens,
-            target_positions=positions,
-            target_ids=target_ids,
-            span_left=span_left,
-            span_right=span_right,
-            target_span=target_span,
-            target_offset=target_offset,
-            sbo_targets=np.flatnonzero(has_sbo),
+            packed,
+            Targets(
+                positions_M=positions,
+                ids_M=target_ids,
+                left_S=span_left,
+                right_S=span_right,
+                span_M=target_span,
+                offset_M=target_offset,
+                sbo_K=np.flatnonzero(has_sbo),
+            ),
         )
 
 

@@ -14,31 +14,35 @@ import torch
 import tyro
 from torch import Tensor
 
-from spanbert.checkpoint.model_folder import (
-    HEADS,
+from spanbert.checkpoint.architectures import (
+    ARCHITECTURES,
+    BARE_ENCODER,
+    ENCODER_PREFIXES,
     UNTRAINED,
-    brief,
-    encoder_config,
+    Architecture,
+    all_heads,
+    architecture_for,
+    architectures_in,
+    holds,
+)
+from spanbert.checkpoint.load_report import brief, untrained_heads
+from spanbert.checkpoint.model_folder import (
+    StoredModel,
+    build_model,
     hub_config,
+    read_model,
     refuse_existing,
-    usual_names,
     write_tensors,
 )
-from spanbert.checkpoint.weight_files import read_weights
-from spanbert.config import read_json
+from spanbert.checkpoint.store import find_model
+from spanbert.checkpoint.weight_checks import check_shapes, check_vocabulary
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-#: task → (transformers' class, tensors without which it makes no sense, beginnings of the names that go along)
-TASKS = {
-    "encoder": ("BertModel", "bert.embeddings.word_embeddings.weight", ("bert.",)),
-    "pretraining": ("BertForMaskedLM", "cls.predictions.bias", ("bert.embeddings.", "bert.encoder.", "cls.")),
-    "qa": ("BertForQuestionAnswering", "qa_outputs.weight", ("bert.embeddings.", "bert.encoder.", "qa_outputs.")),
-}
+#: ``--task``: everything in the source, under the class that the source names.
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -51,42 +55,70 @@ class ExportConfig:
     """Folder to write; must not exist yet."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the stored weights."""
-    task: Literal["all", "encoder", "pretraining", "qa"] = "all"
-    """Which part: the encoder alone (with its pooler if it has one), with the pretraining heads, with the question-answering
-    head, or everything in the source under the class that the source names."""
+    task: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join([ALL, *(row.task for row in ARCHITECTURES)])}}}")] = ALL
+    """Which part: the encoder alone (with its pooler if it has one), with the head or heads of a task, or everything in
+    the source under the class that the source names."""
     which: Literal["last", "best"] = "last"
     """Of a run: its finished model or newest checkpoint, or the checkpoint with the lowest validation loss."""
 
 
 def run_export(config: ExportConfig) -> None:
-    """Choose, convert, write, report. Raises UserError when the source lacks what was asked for."""
+    """Choose, check, convert, write, report. Raises UserError when the source is broken or lacks what was asked for."""
+    architecture = None if config.task == ALL else architecture_for(config.task)
+    if architecture is None and config.task != ALL:
+        names = ", ".join([ALL, *(row.task for row in ARCHITECTURES)])
+        raise UserError(f"--task {config.task}: there is no such task; choose one of {names}")
     refuse_existing(config.output)
     folder = find_model(config.source, config.which)
-    stored, file = read_weights(folder)
-    tensors = usual_names(stored, f"{folder}/{file}")
-    raw = read_json(folder / "config.json")
-    shape = encoder_config(raw, f"{folder}/config.json", tensors)
-    architecture = (raw.get("architectures") or ["BertModel"])[0]
-    if config.task != "all":
-        architecture, needed, prefixes = TASKS[config.task]
-        if needed not in tensors:
-            raise UserError(f"{folder} has no {config.task} head ({needed}): it holds {brief(list(tensors))}")
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+    stored = read_model(folder)
+    tokenizer = Tokenizer.load(folder)
+    check_vocabulary(tokenizer, stored.config.vocab_size, folder)
+    check_heads(stored)
+    tensors = stored.tensors if architecture is None else part_of(stored, architecture, folder)
+    _refuse_untied(stored, tensors, folder)
+    hub_class = _declared_class(stored) if architecture is None else architecture.hub_class
+
     tensors = {name: convert(tensor, config.dtype, name) for name, tensor in tensors.items()}
-    new_config = {**raw, **hub_config(shape, architecture)}
-    untrained = [head for head in new_config.pop(UNTRAINED, []) if any(n.startswith(HEADS[head]) for n in tensors)]
+    new_config = {**stored.raw, **hub_config(stored.config, hub_class)}
+    new_config.pop(UNTRAINED, None)
+    untrained = [head for head in untrained_heads(stored.raw) if holds(tensors, all_heads()[head])]
     if untrained:
         new_config[UNTRAINED] = untrained
-    tokenizer = Tokenizer.load(folder)
     with atomic_folder(config.output) as aside:
         write_tensors(aside, tensors, new_config)
         tokenizer.save(aside)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"from  {folder}")
-    print(f"wrote {config.output}: {architecture}, {parameters:,} parameters in {config.dtype}: {brief(list(tensors))}")
+    print(f"wrote {config.output}: {hub_class}, {parameters:,} parameters in {config.dtype}: {brief(list(tensors))}")
     if untrained:
         print(f"note  only initialised, never trained: {', '.join(untrained)}")
-    print(f"next: transformers.{architecture}.from_pretrained({str(config.output)!r})")
+    print(f"next: transformers.{hub_class}.from_pretrained({str(config.output)!r})")
+
+
+def part_of(stored: StoredModel, architecture: Architecture, folder: Path) -> dict[str, Tensor]:
+    """The tensors of one kind of model. Raises UserError when the folder lacks one of its heads."""
+    for head in architecture.heads:
+        if not holds(stored.tensors, head):
+            held = brief(list(stored.tensors))
+            raise UserError(f"{folder} has no {architecture.task} head ({head.start}*): it holds {held}")
+    starts = (*ENCODER_PREFIXES, *(head.start for head in architecture.all_heads))
+    return {name: tensor for name, tensor in stored.tensors.items() if name.startswith(starts)}
+
+
+def check_heads(stored: StoredModel) -> None:
+    """Every kind of model that the file holds has the shape that its configuration says. Raises UserError."""
+    for row in architectures_in(stored.tensors):
+        if row.model is None:
+            continue
+        options = {}
+        if row.labels is not None:
+            weight = stored.tensors.get(f"{all_heads()[row.labels].start}weight")
+            if weight is None or not weight.shape:
+                continue
+            options["num_labels"] = weight.shape[0]
+        with torch.device("meta"):
+            model = build_model(row.model, stored.config, 0, **options)
+        check_shapes(model, stored.tensors, stored.file)
 
 
 def convert(tensor: Tensor, dtype: str, name: str) -> Tensor:
@@ -95,3 +127,18 @@ def convert(tensor: Tensor, dtype: str, name: str) -> Tensor:
     if torch.isfinite(tensor).all() and not torch.isfinite(converted).all():
         raise UserError(f"{name} has numbers that {dtype} cannot hold: use --dtype bf16 or fp32")
     return converted
+
+
+def _refuse_untied(stored: StoredModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    for name, matrix in stored.untied.items():
+        if holds(tensors, all_heads()[name]):
+            raise UserError(
+                f"{folder}: {matrix} is not the word embeddings, and a folder written here has one matrix for both, so "
+                f"its {name.upper()} head cannot be exported: --task encoder writes the rest"
+            )
+
+
+def _declared_class(stored: StoredModel) -> str:
+    """The class that config.json names, as transformers wrote it."""
+    named = stored.raw.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else BARE_ENCODER

@@ -1,8 +1,7 @@
 """The checkpoints of a run: each whole or absent, each proven by its hashes, the newest few and the best kept.
 
-RUN/checkpoints/step-00001000/ is a Hugging Face-layout folder (so it can be loaded and exported as it is) plus
-``training_state.safetensors`` (optimizer moments), ``training_state.json`` (counters) and ``manifest.json`` (SHA-256 of
-every other file). Of a sharded run the moments, and the weights again, are in ``sharded/`` (``sharded_state``).
+RUN/checkpoints/step-00001000/ is a Hugging Face-layout folder (so it can be loaded and exported as it is) plus the files
+of ``training_state`` and ``manifest.json`` (SHA-256 of every other file).
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-
+from spanbert.checkpoint.file_kinds import snapshot_of
 from spanbert.config import read_json
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, remove_folder, remove_leftovers, write_atomic
 
-MANIFEST, SHARDS = "manifest.json", "sharded"
-STATE_TENSORS, STATE_COUNTERS = "training_state.safetensors", "training_state.json"
+MANIFEST = "manifest.json"
 
 
 class CheckpointStore:
@@ -64,9 +59,21 @@ class CheckpointStore:
         return sorted(self.folder.glob("step-*"), key=step_of)
 
     def best(self) -> Path | None:
-        """The checkpoint with the lowest score (the newest of equals), or None when none has one."""
+        """The checkpoint with the lowest score (the newest of equals), or None when none has one. Files go unread."""
+        return next(iter(self._best_first()), None)
+
+    def best_whole(self, say: Callable[[str], None] = print) -> Path | None:
+        """The best checkpoint whose files match their hashes; damaged ones are named and passed over."""
+        for path in self._best_first():
+            damage = find_damage(path)
+            if damage is None:
+                return path
+            say(f"{path} is damaged ({damage}): taking the next best")
+        return None
+
+    def _best_first(self) -> list[Path]:
         scored = [(score, path) for path in self.all() if (score := _score(path)) is not None]
-        return min(reversed(scored), key=lambda item: item[0])[1] if scored else None
+        return [path for _, path in sorted(scored, key=lambda item: (item[0], -step_of(item[1])))]
 
     def newest_whole(self, say: Callable[[str], None] = print, before: int | None = None) -> Path | None:
         """The newest checkpoint whose files match their hashes; damaged ones are named and passed over.
@@ -115,12 +122,19 @@ def step_of(checkpoint: Path) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's manifest; empty when it is missing or broken."""
+    try:
+        content = read_json(checkpoint / MANIFEST)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _score(checkpoint: Path) -> float | None:
     """A damaged manifest has no score: the damage is for ``newest_whole`` to name."""
-    try:
-        return json.loads((checkpoint / MANIFEST).read_text())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    score = _manifest(checkpoint).get("score")
+    return score if type(score) in (int, float) and math.isfinite(score) else None
 
 
 def sha256(file: Path) -> str:
@@ -130,9 +144,8 @@ def sha256(file: Path) -> str:
 
 def find_damage(checkpoint: Path) -> str | None:
     """None when every file is there with its hash, else a phrase that names the first that is not."""
-    try:
-        hashes = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    hashes = _manifest(checkpoint).get("sha256")
+    if not isinstance(hashes, dict) or not hashes:
         return f"{MANIFEST} is missing or unreadable"
     for name, expected in hashes.items():
         file = checkpoint / name
@@ -143,58 +156,31 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has cut the model's parameters (``spanbert.training.parallel``)."""
-    return hasattr(model, "set_requires_gradient_sync")
+def find_model(path: Path, which: str = "last") -> Path:
+    """A model folder from whatever a user names: such a folder itself, a run, one of its checkpoints, a download cache.
 
-
-def save_training_state(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    counters: dict[str, Any],
-    group: Group | None = None,
-) -> None:
-    """Optimizer state under the parameters' names as safetensors, counters as JSON: no pickle.
-
-    Of a sharded model every rank writes its slices; otherwise the leader writes all.
+    Of a run: its finished ``model`` when there is one and ``which`` is "last", else its newest whole checkpoint, or the
+    best whole one. Raises UserError when there is no model, or the checkpoint that was named is damaged.
     """
-    if is_sharded(model):
-        from spanbert.checkpoint.sharded_state import save_shards  # takes a second to import, and few runs are sharded
-
-        save_shards(folder / SHARDS, model, optimizer)
-    elif group is None or group.leads:
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        tensors = {
-            f"{names[parameter]}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
-            for parameter, state in optimizer.state.items()
-            for key, value in state.items()
-        }
-        save_file(tensors, folder / STATE_TENSORS)
-    if group is None or group.leads:
-        (folder / STATE_COUNTERS).write_text(json.dumps(counters, indent=1))
-
-
-def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the optimizer back where ``save_training_state`` left it, on any number of ranks → the counters.
-
-    Raises UserError when the state is of another model.
-    """
-    parameters = dict(model.named_parameters())
-    if (folder / SHARDS).is_dir():
-        from spanbert.checkpoint.sharded_state import load_shards
-
-        load_shards(folder / SHARDS, model, optimizer)
-        return read_json(folder / STATE_COUNTERS)
-    for full_name, tensor in load_file(folder / STATE_TENSORS).items():
-        name, key = full_name.rsplit("|", 1)
-        if name not in parameters:
-            raise UserError(f"{folder / STATE_TENSORS}: has state for {name!r}, which this model does not have")
-        parameter = parameters[name]
-        state = tensor.to(parameter.device)
-        if is_sharded(model) and key != "step":
-            from spanbert.checkpoint.sharded_state import cut_like
-
-            state = cut_like(parameter.detach(), state)
-        optimizer.state[parameter][key] = state
-    return read_json(folder / STATE_COUNTERS)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if (path / "checkpoints").is_dir() or (path / "model" / "config.json").is_file():
+        store = CheckpointStore(path / "checkpoints", keep_last=0)
+        finished = path / "model"
+        if which == "last" and (finished / "config.json").is_file():
+            return finished
+        found = store.best_whole() if which == "best" else store.newest_whole()
+        if found is None:
+            scored = " that was validated" if which == "best" else ""
+            raise UserError(f"{path} is a run without a whole checkpoint{scored}: train it a little longer")
+        return found
+    if (path / MANIFEST).is_file() and step_of(path) >= 0:
+        damage = find_damage(path)
+        if damage is not None:
+            raise UserError(f"{path} is damaged ({damage}): name the run, and another checkpoint is taken")
+    if (path / "config.json").is_file():
+        return path
+    snapshot = snapshot_of(path)
+    if snapshot is not None:
+        return snapshot
+    raise UserError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run")

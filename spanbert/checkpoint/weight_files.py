@@ -1,7 +1,8 @@
 """Reading weight files of every layout into one dictionary of tensors, without ever running code found in a file.
 
 safetensors (whole or in shards) and torch-saved files. The latter are pickles: they are read with ``weights_only``, plus
-the one harmless class that fairseq puts beside its weights, ``argparse.Namespace``.
+the one harmless class that fairseq puts beside its weights, ``argparse.Namespace``. What a file is, its first bytes say
+(``file_kinds``), never its name alone.
 """
 
 from __future__ import annotations
@@ -16,19 +17,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spanbert.checkpoint.file_kinds import foreign_globals, kind_of, snapshot_of
 from spanbert.config import read_json
 from spanbert.errors import UserError
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-#: Where training frameworks nest the weights among optimizer state and arguments.
-NESTS = ("model", "state_dict", "model_state_dict")
+#: Where training frameworks nest the weights among optimizer state and arguments ("module" is DeepSpeed's).
+NESTS = ("model", "state_dict", "model_state_dict", "module")
+#: What PyTorch's reader raises, depending on where a file is broken, or when it asks for something unsafe.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OSError,
+)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """Tensors of a model folder or of a single weight file, and the file name for messages. On the CPU, as stored.
 
-    Raises UserError when there is no weight file, or it is cut off, unsafe, or holds no tensors.
+    Raises UserError when there is no weight file, or it is cut off, unsafe, something else, or holds no tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -40,20 +54,25 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _read_folder(folder: Path) -> tuple[dict[str, Tensor], str]:
     for name in (WHOLE[0], INDEXES[0], WHOLE[1], INDEXES[1]):
-        if not (folder / name).is_file():
-            continue
-        return (_read_shards(folder / name) if name in INDEXES else _read_file(folder / name)), name
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a folder: expected the file with the weights under that name")
+        if (folder / name).is_file():
+            return (_read_shards(folder / name) if name in INDEXES else _read_file(folder / name)), name
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth") and p.is_file())
     if len(others) == 1:
         return _read_file(others[0]), others[0].name
     found = f"it holds {', '.join(p.name for p in others)}: name one of them" if others else "it holds no weight file"
+    snapshot = snapshot_of(folder)
+    if snapshot is not None:
+        found = f"it is a download cache: name {snapshot}"
     raise UserError(f"{folder} has no {' or '.join(WHOLE)}; {found}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places:
+    good = isinstance(places, dict) and places and all(isinstance(name, str) for name in places.values())
+    if not good:
         raise UserError(f"{index}: expected a 'weight_map' from tensor names to file names")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
@@ -67,41 +86,48 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as handle:
-        start = handle.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not the weights: fetch the real file (git lfs pull)")
+    kind = kind_of(path)
+    if kind.advice:
+        raise UserError(f"{path} is {kind.name}, not the weights: {kind.advice}")
     if path.suffix == ".safetensors":
+        if kind.torch_saved:
+            raise UserError(f"{path} is {kind.name}, not safetensors: give it a name that ends in .bin")
         try:
             return load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}): get it again") from None
+    if kind.safetensors:
+        raise UserError(f"{path} is {kind.name}, whatever its name says: give it a name that ends in .safetensors")
+    if not kind.torch_saved:
+        raise UserError(f"{path} is not a torch-saved file: get it again")
     return _flat_tensors(_read_torch(path), path)
 
 
 def _read_torch(path: Path) -> Any:
+    """What is in a torch-saved file. PyTorch's own messages are not shown: they advise to load it unsafely."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            raise UserError(
-                f"{path} holds more than tensors, and loading it could run code that somebody put there: "
-                f"save only its state_dict, or use a safetensors file ({reason})"
-            ) from None
-        raise UserError(f"{path} is not a torch-saved file ({reason})") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not a whole torch-saved file ({reason}): get it again") from None
+    except UNREADABLE:
+        wanted = foreign_globals(path)
+    if wanted is None:
+        raise UserError(f"{path} is not a whole torch-saved file: get it again")
+    raise UserError(
+        f"{path} holds more than tensors (it asks for {', '.join(wanted[:3])}), and loading it could run code that "
+        "somebody put there: save only its state_dict, or use a safetensors file"
+    )
 
 
 def _flat_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    for nest in NESTS:
-        if isinstance(content, dict) and isinstance(content.get(nest), dict):
-            content = content[nest]
+    """The dictionary with tensors in it, out of the nests that frameworks put around one another."""
+    while isinstance(content, dict):
+        nest = next((name for name in NESTS if isinstance(content.get(name), dict)), None)
+        if nest is None:
             break
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+        content = content[nest]
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(
             f"{path} holds no tensors by name: expected a state dict, flat or under one of {', '.join(NESTS)}"

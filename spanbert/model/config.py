@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from spanbert.config import check_range, check_types
 from spanbert.errors import UserError
 
 
@@ -29,6 +31,13 @@ class EncoderConfig:
     sbo_position_size: int = 200
 
     def __post_init__(self) -> None:
+        """Raises UserError that names the field when a value is of the wrong type or cannot be."""
+        check_types(self)
+        check_range(self, 1, math.inf, *SIZE_FIELDS)
+        check_range(self, 0, self.vocab_size - 1, "pad_token_id")
+        check_range(self, 0, 1, "hidden_dropout_prob", "attention_probs_dropout_prob", below=True)
+        check_range(self, 1e-15, 1e-2, "layer_norm_eps")
+        check_range(self, 0, 1, "initializer_range")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
@@ -52,6 +61,19 @@ class EncoderConfig:
         }
         return cls(**{**shape, **overrides})
 
+
+#: Fields that count or measure something there must be at least one of.
+SIZE_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "sbo_positions",
+    "sbo_position_size",
+)
 
 #: size → (layers, hidden, heads, feed-forward)
 SIZES = {

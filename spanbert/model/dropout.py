@@ -1,4 +1,4 @@
-"""Dropout whose masks are addressed, and on a CPU drawn eight at a time.
+"""Dropout whose masks are counter-based, and on a CPU drawn eight at a time.
 
 ``F.dropout`` on a CPU draws one Bernoulli number per element, 57–84 million a second on one core: at 512 tokens a
 training step spends more than half of its time on the attention probabilities' masks. Here 64 random bits serve eight

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from spanbert.errors import UserError
 from spanbert.model.attention import attention_of_projection, attention_plan, leave_loop_to_python
 from spanbert.model.backend import load_kernels
-from spanbert.model.batch import position_ids
 from spanbert.model.config import EncoderConfig
 from spanbert.model.dropout import dropout
+from spanbert.model.packing import position_ids
 
 
 class Embeddings(nn.Module):
@@ -40,12 +40,13 @@ class Embeddings(nn.Module):
     def forward(
         self, input_ids_T: Tensor, position_ids_T: Tensor, token_type_ids_T: Tensor | None, seed: Tensor | int
     ) -> Tensor:
-        types = self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T)
+        one_type = token_type_ids_T is None or self.token_type.num_embeddings == 1  # then both segments are of type 0
+        types = self.token_type.weight[0] if one_type else self.token_type(token_type_ids_T)
         x_TH = self.norm(self.word(input_ids_T) + self.position(position_ids_T) + types)
         return dropout(x_TH, self.dropout_p if self.training else 0.0, seed)
 
 
-class Joint(nn.Module):
+class DropoutAddLayerNorm(nn.Module):
     """LayerNorm(residual + dropout(x W + b)): how both halves of a layer end. One kernel after the product on a GPU."""
 
     def __init__(self, in_features: int, config: EncoderConfig):
@@ -71,16 +72,16 @@ class Joint(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each closed by a joint."""
+    """Self-attention and feed-forward, each closed by dropout, residual addition and LayerNorm."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.heads = config.num_attention_heads
         self.attention_dropout_p = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_out = Joint(config.hidden_size, config)
+        self.attention_out = DropoutAddLayerNorm(config.hidden_size, config)
         self.feed_forward_in = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.feed_forward_out = Joint(config.intermediate_size, config)
+        self.feed_forward_out = DropoutAddLayerNorm(config.intermediate_size, config)
 
     def forward(
         self, x_TH: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str, seed: Tensor | int, plan: Any = None

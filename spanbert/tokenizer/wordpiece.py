@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from spanbert.config import read_json_object
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.tokenizer.word_cache import WordMemory
@@ -41,6 +42,8 @@ class Tokenizer:
     vocabulary: piece -> id, with ids exactly 0 … n-1 and the five special tokens under any id.
     lowercase: lower-case the text (BERT's "uncased"); strip_accents follows it unless given, as in BERT.
     split_chinese: every Chinese character is a word of its own.
+    numbered: the vocabulary came with its ids; False when they are the line numbers of a vocab.txt, which a lost line
+        would shift.
     Raises UserError when a special token is missing or an id is missing or used twice.
     """
 
@@ -51,6 +54,7 @@ class Tokenizer:
         lowercase: bool = False,
         strip_accents: bool | None = None,
         split_chinese: bool = True,
+        numbered: bool = True,
         source: str = "the vocabulary",
     ) -> None:
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
@@ -62,6 +66,7 @@ class Tokenizer:
         self.lowercase = lowercase
         self.strip_accents = strip_accents
         self.split_chinese = split_chinese
+        self.numbered = numbered
         self._ids = dict(vocabulary)
         self._fast = self._build()
         strips = lowercase if strip_accents is None else strip_accents
@@ -76,8 +81,8 @@ class Tokenizer:
         return fast
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For worker processes, which may receive one; the memory of words stays behind.
-        return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese)
+        # For worker processes, which may receive one; the word cache stays behind.
+        return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese, self.numbered)
 
     # --- reading and writing -------------------------------------------------------------------------------------
 
@@ -211,8 +216,12 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _rebuild(ids: dict[str, int], lowercase: bool, strip_accents: bool | None, split_chinese: bool) -> Tokenizer:
-    return Tokenizer(ids, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese)
+def _rebuild(
+    ids: dict[str, int], lowercase: bool, strip_accents: bool | None, split_chinese: bool, numbered: bool
+) -> Tokenizer:
+    return Tokenizer(
+        ids, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese, numbered=numbered
+    )
 
 
 def whole_characters(text: str) -> str:
@@ -234,7 +243,7 @@ def bert_normalizer(lowercase: bool, strip_accents: bool | None, split_chinese: 
 def _read_vocab_txt(path: Path) -> tuple[dict[str, int], dict]:
     """One piece a line; the line number is the id."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected one piece a line") from error
     if lines[-1] == "":
@@ -246,7 +255,7 @@ def _read_vocab_txt(path: Path) -> tuple[dict[str, int], dict]:
             raise UserError(f"{path} line {number + 1}: {token!r} is already on line {vocabulary[token] + 1}")
         vocabulary[token] = number
     config_path = path.parent / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_json_object(config_path, "a tokenizer's settings") if config_path.is_file() else {}
     lowercase = config.get("do_lower_case")
     if lowercase is None:
         lowercase = not any(c != c.lower() for t in vocabulary if not t.startswith("[") for c in t)
@@ -254,12 +263,13 @@ def _read_vocab_txt(path: Path) -> tuple[dict[str, int], dict]:
         "lowercase": lowercase,
         "strip_accents": config.get("strip_accents"),
         "split_chinese": config.get("tokenize_chinese_chars", True),
+        "numbered": False,
     }
     return vocabulary, settings
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict]:
-    content = _read_json(path)
+    content = read_json_object(path, "a tokenizer")
     model = content.get("model") or {}
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "unknown")
     splitter = (content.get("pre_tokenizer") or {}).get("type", "none")
@@ -271,22 +281,18 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict]:
         )
     if model.get("continuing_subword_prefix", CONTINUATION) != CONTINUATION:
         raise UserError(f"{path} marks word continuations by {model['continuing_subword_prefix']!r}, expected '##'")
-    vocabulary = dict(model["vocab"])
-    for added in content.get("added_tokens") or []:
-        vocabulary.setdefault(added["content"], added["id"])
+    try:
+        vocabulary = dict(model["vocab"])
+        for added in content.get("added_tokens") or []:
+            vocabulary.setdefault(added["content"], added["id"])
+        good = all(type(number) is int for number in vocabulary.values())
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise UserError(f"{path}: expected a 'vocab' from tokens to ids, and 'added_tokens' with 'content' and 'id'")
     settings = {
         "lowercase": normalizer.get("lowercase", True),
         "strip_accents": normalizer.get("strip_accents"),
         "split_chinese": normalizer.get("handle_chinese_chars", True),
     }
     return vocabulary, settings
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, expected an object")
-    return content

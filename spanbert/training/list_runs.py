@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 
 from spanbert.checkpoint.store import CheckpointStore, step_of
 from spanbert.errors import UserError
+from spanbert.locks import is_locked
 from spanbert.training.curves import plot_runs
 from spanbert.training.run_folder import read_metrics
 
@@ -106,21 +106,10 @@ def inspect(path: Path) -> RunState:
     last = scored[-1] if scored else {}
     losses = {k: v for k, v in last.items() if (k == "loss" or k.endswith("_loss")) and v is not None}
     speeds = [r["tokens_per_second"] for r in metrics if r.get("tokens_per_second")]
-    if _is_held(path / ".lock"):
+    if is_locked(path / ".lock"):
         state = "running"
     elif (path / "model").is_dir():
         state = "finished"
     else:
         state = "stopped" if checkpoints else "new"
     return RunState(path, state, step, losses, speeds[-1] if speeds else None)
-
-
-def _is_held(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    with lock.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import time
 from pathlib import Path
 from typing import IO, Any
 
-from spanbert.checkpoint.store import CheckpointStore
-from spanbert.config import read_json, save_json, to_dict
+from spanbert.config import read_json_lines, read_json_object, save_json, to_dict
 from spanbert.errors import UserError
 from spanbert.files import remove_leftovers, report_full_disk, write_atomic
+from spanbert.locks import try_lock
 from spanbert.training.curves import plot_curves
 from spanbert.training.trackers import open_trackers
 
-__all__ = ["RunFolder", "check_same_config", "find_model", "plot_curves", "read_metrics"]
+__all__ = ["RunFolder", "check_same_config", "plot_curves", "read_metrics"]
 
 #: How long to wait for a run that another process still holds.
 PATIENCE_SECONDS = 15
@@ -94,7 +92,7 @@ def refuse_existing_run(path: Path) -> None:
 
 def check_same_config(path: Path, config: Any, may_differ: tuple[str, ...]) -> None:
     """Raises UserError when the run at ``path`` was started with other options (those in ``may_differ`` aside)."""
-    old, new = read_json(path / "config.json"), to_dict(config)
+    old, new = read_json_object(path / "config.json", "a run's options"), to_dict(config)
     for key in new:
         if key in old and key not in may_differ and old[key] != new[key]:
             raise UserError(
@@ -115,47 +113,12 @@ def _hold(path: Path) -> IO[str]:
 
     A run that was killed leaves data workers behind for a few seconds, which still hold it; so there is some patience.
     """
-    handle = (path / ".lock").open("w")
-    for seconds_left in range(PATIENCE_SECONDS, -1, -1):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError:
-            time.sleep(1 if seconds_left else 0)
-    handle.close()
-    raise UserError(f"another process is training {path}: wait for it, or choose another --output")
+    handle = try_lock(path / ".lock", PATIENCE_SECONDS)
+    if handle is None:
+        raise UserError(f"another process is training {path}: wait for it, or choose another --output")
+    return handle
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl; lines that are not whole JSON objects are passed over."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
-
-
-def find_model(path: Path, which: str = "last") -> Path:
-    """A model folder from whatever a user names: such a folder itself, or a run.
-
-    Of a run: its finished ``model`` when there is one and ``which`` is "last", else its newest whole checkpoint, or the
-    best. Raises UserError when there is no model.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    if (path / "checkpoints").is_dir() or (path / "model" / "config.json").is_file():
-        store = CheckpointStore(path / "checkpoints", keep_last=0)
-        finished = path / "model"
-        if which == "last" and (finished / "config.json").is_file():
-            return finished
-        found = store.best() if which == "best" else store.newest_whole()
-        if found is None:
-            raise UserError(f"{path} is a run without a whole checkpoint: train it a little longer")
-        return found
-    if (path / "config.json").is_file():
-        return path
-    raise UserError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run")
+    return [record for record in read_json_lines(path) if "step" in record]

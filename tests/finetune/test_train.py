@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 import finetune.train as qa_train
 from finetune.config import FinetuneQAConfig
-from finetune.predict import to_device
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.features import QuestionSet
 from finetune.tasks.qa.loss import qa_loss_sum
@@ -75,14 +74,14 @@ def test_loss_is_the_mean_of_two_cross_entropies_of_each_window_alone(
     """Packed neighbours do not enter a window's softmax."""
     questions, model = question_set("qa_v2.json", 64, 16), make_model().eval()
     windows = np.arange(questions.windows)
-    inputs = to_device(questions.packed(windows), torch.device("cpu"))
+    batch = questions.packed(windows).tensors()
     labels_B2 = torch.from_numpy(questions.labels())
     assert (labels_B2.sum(1) == 0).any()
     assert (labels_B2.sum(1) > 0).any()
-    total = qa_loss_sum(*model(*inputs), inputs[1], inputs[2], labels_B2)
+    total = qa_loss_sum(*model(batch), batch.cu_seqlens, batch.max_seqlen, labels_B2)
     expected = torch.zeros(())
     for window in windows:
-        start, end = model(*to_device(questions.packed([window]), torch.device("cpu")))
+        start, end = model(questions.packed([window]).tensors())
         first, last = labels_B2[window]
         expected += (F.cross_entropy(start, first) + F.cross_entropy(end, last)) / 2
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -31,10 +31,7 @@ Result = tuple[dict[str, torch.Tensor], list[float], float]
 def gradients(config: PretrainConfig, group: Group, micro: int, world_parts: int = 1, kind: str = "ddp") -> Result:
     """Whole gradients by name, loss sums over ranks, and the norm, of step 3."""
     blocks, tokenizer = Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
-    masker = Masker(
-        MaskConfig(), starts_word=tokenizer.starts_word, special_ids=tokenizer.special_ids, mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(config.data / "unigram.npy"), seed=5,
-    )  # fmt: skip
+    masker = Masker.from_tokenizer(MaskConfig(), tokenizer, seed=5, unigram_counts=np.load(config.data / "unigram.npy"))
     model, _ = load_model(config.init_from, SpanBertForPretraining, config_overrides={
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})  # fmt: skip
     parallel = parallelise(model, model.encoder.layers, group, kind)

@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
 
     from safetensors import SafetensorError
 
-    import spanbert.checkpoint.store
+    import spanbert.checkpoint.training_state
 
     full = [
         OSError(errno.ENOSPC, "No space left on device"),
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
     ]
     for number, error in enumerate(full):
         options = config(output=config().output.with_name(f"full{number}"))
-        honest, calls = spanbert.checkpoint.store.save_file, []
+        honest, calls = spanbert.checkpoint.training_state.save_file, []
 
         def save_file(tensors, path, *rest, honest=honest, calls=calls, error=error, **more):
             calls.append(path)
@@ -283,7 +283,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(config, monkeypatch):
             honest(tensors, path, *rest, **more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spanbert.checkpoint.store, "save_file", save_file)
+            patch.setattr(spanbert.checkpoint.training_state, "save_file", save_file)
             with pytest.raises(UserError, match=r"the disk is full while writing .*step-00000008"):
                 run_pretrain(options)
         assert [p.name for p in (options.output / "checkpoints").iterdir()] == ["step-00000004"]

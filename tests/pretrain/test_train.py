@@ -8,7 +8,6 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,10 +18,11 @@ from pretrain.schedule import Counters, Schedule
 from pretrain.step import Stepper
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
+from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model, read_metrics
+from spanbert.training.run_folder import read_metrics
 
 
 def prepare_again(corpus: Path, output: Path, **changes: object) -> None:
@@ -75,7 +75,7 @@ def test_shifted_positions_reach_the_model_in_training_only(config, tmp_path, mo
     forward = SpanBertForPretraining.forward
 
     def watch(model, *inputs):
-        seen[model.training].append(inputs[5])
+        seen[model.training].append(inputs[0].position_ids_T)
         return forward(model, *inputs)
 
     monkeypatch.setattr(SpanBertForPretraining, "forward", watch)
@@ -118,16 +118,14 @@ def test_entities_masks_come_from_the_sidecar(config, corpus, tiny_model, tmp_pa
     prepare_again(corpus, tmp_path / "data", spans=tmp_path / "spans.jsonl")
     blocks = Blocks.open(tmp_path / "data", "train")
     tokenizer = Tokenizer.load(tiny_model)
-    masker = Masker(
-        MaskConfig(scheme="entities"), starts_word=tokenizer.starts_word, special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id, unigram_counts=np.ones(tokenizer.vocab_size, int), seed=1,
-    )  # fmt: skip
+    masker = Masker.from_tokenizer(MaskConfig(scheme="entities"), tokenizer, seed=1)
     batches = StepBatches(blocks, masker, DataOrder(len(blocks), 16, 1), 64)
     given = masked = 0
     for (_, indices), part in zip(batches.addresses(0), batches[0].masked, strict=True):
-        _, cu, listed = blocks.packed(indices)
+        packed, listed = blocks.packed(indices)
+        cu = packed.cu_seqlens
         known = {(int(cu[b]) + 1 + s, int(cu[b]) + 1 + e) for b, pairs in enumerate(listed) for s, e in pairs}
-        for left, right in zip(part.span_left, part.span_right, strict=True):
+        for left, right in zip(part.targets.left_S, part.targets.right_S, strict=True):
             masked += 1
             given += (int(left) + 1, int(right)) in known
     assert given >= masked // 3, f"{given} of {masked} masked spans are the tagger's"
@@ -169,12 +167,18 @@ def test_refuses_a_position_table_that_is_too_short(config, corpus, tiny_model, 
 
 
 def test_refuses_data_of_another_tokenizer(config, corpus, tiny_model, tmp_path):
-    """Both ways round: weights of another vocabulary, and a data folder whose tokenizer was exchanged."""
+    """All ways round: weights beside another vocabulary, or with one of the same size, and data whose tokenizer was
+    exchanged."""
     from pretrain.data.train_tokenizer import train_wordpiece
 
     other = train_wordpiece(["a quite different text about different things"] * 5, vocab_size=60)
     shutil.copytree(tiny_model, tmp_path / "model")
     other.save(tmp_path / "model")
+    assert "another model's vocabulary" in refused(config(init_from=tmp_path / "model"))
+    tokens = Tokenizer.load(tiny_model).tokens
+    Tokenizer({token: number for number, token in enumerate([*tokens[:-2], tokens[-1], tokens[-2]])}).save(
+        tmp_path / "model"
+    )
     assert "another tokenizer" in refused(config(init_from=tmp_path / "model"))
     shutil.copytree(corpus, tmp_path / "data")
     other.save(tmp_path / "data" / "tokenizer")

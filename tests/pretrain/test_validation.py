@@ -22,10 +22,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 @pytest.fixture(scope="module")
 def held_out(corpus):
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    masker = Masker(
-        MaskConfig(), starts_word=tokenizer.starts_word, special_ids=tokenizer.special_ids, mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(corpus / "unigram.npy"), seed=5,
-    )  # fmt: skip
+    masker = Masker.from_tokenizer(MaskConfig(), tokenizer, seed=5, unigram_counts=np.load(corpus / "unigram.npy"))
 
     def make(micro: int) -> StepBatches:
         return StepBatches(Blocks.open(corpus, "validation"), masker, DataOrder(1, 1, 0), micro * 32)
@@ -49,7 +46,7 @@ def test_baseline_is_the_cross_entropy_of_the_counts(held_out, corpus):
     validation = Validation(held_out(4), 30, 3, alone())
     p = (counts + 1) / (counts.sum() + counts.size)
     assert p.sum() == pytest.approx(1.0)
-    targets = [i for part in validation.masked for i in part.target_ids.tolist()]
+    targets = [i for part in validation.masked for i in part.targets.ids_M.tolist()]
     expected = sum(-math.log(p[i]) for i in targets) / len(targets)
     assert validation.unigram_baseline(counts)["mlm_loss"] == pytest.approx(expected)
     uniform = validation.unigram_baseline(np.zeros(counts.size, int))

@@ -12,10 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from spanbert.checkpoint.model_folder import fill_model, usual_names
-from spanbert.checkpoint.weight_names import groups_of
-from spanbert.model.batch import pack
+from spanbert.checkpoint.model_folder import fill_model
+from spanbert.checkpoint.weight_names import groups_of, usual_names
 from spanbert.model.config import EncoderConfig
+from spanbert.model.packing import pack
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from finetune.predict import Machine, predict
 from finetune.tasks.qa.decode import DecodeConfig, Decoded
 from finetune.tasks.qa.features import WindowConfig, build_question_set
 from finetune.tasks.qa.records import MalformedRecord, Paragraph, Question
-from spanbert.checkpoint.model_folder import load_model
+from spanbert.checkpoint.model_folder import load_model_and_tokenizer
+from spanbert.checkpoint.store import find_model
 from spanbert.config import from_dict
 from spanbert.device import choose_device, choose_precision
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import find_model
 
 SETTINGS_KEY = "qa"  # in the checkpoint's config.json
 
@@ -93,15 +93,12 @@ class QuestionAnswerer:
         """
         folder = find_model(Path(folder))
         where = choose_device(device)
-        model, report = load_model(folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where))
+        model, tokenizer, report = load_model_and_tokenizer(
+            folder, SpanBertForQuestionAnswering, backend=resolve_backend(backend, where)
+        )
         if not report.has("qa_outputs"):
             raise UserError(
                 f"{folder} has no question-answering head; train one: spanbert finetune qa --init {folder} …"
-            )
-        tokenizer = Tokenizer.load(folder)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model only {model.config.vocab_size}."
             )
         settings = settings_from(report.config, model.config.max_position_embeddings, f"{folder}/config.json")
         return cls(model, tokenizer, settings, Machine(where, choose_precision(where, precision)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.tasks.qa.records import MalformedRecord, Paragraph
 from spanbert.errors import UserError
+from spanbert.model.batch import PackedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SPECIALS = 3  # [CLS] and two [SEP]
@@ -46,16 +47,6 @@ class WindowConfig:
                 f"stride {self.stride} must be below {room} (window {self.window} − question {self.max_question} − "
                 f"{SPECIALS} special tokens), or text between windows would never be seen; lower --stride or raise --window."
             )
-
-
-@dataclass(frozen=True)
-class PackedWindows:
-    """B windows end to end, T tokens in all."""
-
-    input_ids_T: np.ndarray  # int64
-    token_type_ids_T: np.ndarray  # int64, 0 for [CLS] question [SEP], 1 for context [SEP]
-    cu_seqlens: np.ndarray  # (B + 1,) int32
-    max_seqlen: int
 
 
 @dataclass(frozen=True)
@@ -124,24 +115,19 @@ class QuestionSet:
         owned_last[:-1] = np.where(same, middle, last[:-1])
         return owned_first, owned_last
 
-    def packed(self, windows: Iterable[int]) -> PackedWindows:
-        """The tokens of these windows, end to end."""
-        windows = np.asarray(windows, dtype=np.int64)
-        cu_seqlens = np.zeros(len(windows) + 1, dtype=np.int32)
-        np.cumsum(self.window_lengths_W[windows], out=cu_seqlens[1:])
-        input_ids = np.full(cu_seqlens[-1], self.sep_id, dtype=np.int64)
-        token_types = np.ones(cu_seqlens[-1], dtype=np.int64)
-        for start, window in zip(cu_seqlens, windows, strict=False):
+    def packed(self, windows: Iterable[int]) -> PackedBatch[np.ndarray]:
+        """These windows as one packed batch: `[CLS] question [SEP] part of the context [SEP]`."""
+        pairs = []
+        for window in np.asarray(windows, dtype=np.int64):
             question = self.window_question[window]
-            words = self.question_pieces[self.question_bounds[question] : self.question_bounds[question + 1]]
             begin = self.context_bounds[self.context_of_Q[question]] + self.window_first[window]
-            part = self.context_pieces[begin : begin + self.window_count[window]]
-            middle = start + len(words) + 2
-            input_ids[start] = self.cls_id
-            input_ids[start + 1 : middle - 1] = words
-            input_ids[middle : middle + len(part)] = part
-            token_types[start:middle] = 0
-        return PackedWindows(input_ids, token_types, cu_seqlens, int(np.diff(cu_seqlens).max(initial=0)))
+            pairs.append(
+                (
+                    self.question_pieces[self.question_bounds[question] : self.question_bounds[question + 1]],
+                    self.context_pieces[begin : begin + self.window_count[window]],
+                )
+            )
+        return pack_sequences(pairs, self.cls_id, self.sep_id)
 
     def select(self, questions: np.ndarray) -> QuestionSet:
         """The same contexts with only these questions, in this order."""

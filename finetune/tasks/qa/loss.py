@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbert.model.batch import unpack
+from spanbert.model.packing import unpack
 
 
 def qa_loss_sum(start_T: Tensor, end_T: Tensor, cu_seqlens: Tensor, max_seqlen: int, labels_B2: Tensor) -> Tensor:

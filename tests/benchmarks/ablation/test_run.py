@@ -167,10 +167,10 @@ def test_pairs_are_berts(corpus):
     assert abs(2 * int(pairs.is_next.sum()) - len(pairs)) <= 1 and len(pairs) > 0.8 * len(blocks)
     assert not np.array_equal(pairs.is_next, Pairs(blocks, tokenizer, seed=2).is_next)
     everything = np.arange(len(pairs))
-    flat, cu_seqlens, _ = pairs.packed(everything)
-    texts, text_cu, _ = blocks.packed(np.arange(len(blocks)))
-    block_texts = [texts[a + 1 : b - 1].tolist() for a, b in itertools.pairwise(text_cu)]
-    assert np.diff(cu_seqlens).max() <= BLOCK and len(flat) == cu_seqlens[-1]
+    flat, cu_seqlens, longest, types, _ = pairs.packed(everything)[0]
+    texts, _ = blocks.packed(np.arange(len(blocks)))
+    block_texts = [texts.input_ids_T[a + 1 : b - 1].tolist() for a, b in itertools.pairwise(texts.cu_seqlens)]
+    assert longest <= BLOCK and len(flat) == len(types) == cu_seqlens[-1]
     for i in everything:
         sample = flat[cu_seqlens[i] : cu_seqlens[i + 1]].tolist()
         second_at = int(pairs.second_at[i])
@@ -189,18 +189,15 @@ def test_pairs_are_berts(corpus):
 def test_masked_pairs_keep_specials_types_and_labels(corpus):
     blocks, tokenizer = Blocks.open(corpus, "train"), Tokenizer.load(corpus / "tokenizer")
     pairs = Pairs(blocks, tokenizer, seed=1)
-    masker = Masker(
-        MaskConfig(), starts_word=tokenizer.starts_word, special_ids=tokenizer.special_ids, mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(corpus / "unigram.npy"), seed=1,
-    )  # fmt: skip
+    masker = Masker.from_tokenizer(MaskConfig(), tokenizer, seed=1, unigram_counts=np.load(corpus / "unigram.npy"))
     step = StepBatches(pairs, masker, DataOrder(len(pairs), 12, 1), budget=4 * BLOCK)[0]
     parts = list(pair_micro_batches(step, pairs))
     assert len(parts) > 1
     for (_, indices), part in zip(step.addresses, parts, strict=True):
         batch = part.batch
         assert part.is_next_B.tolist() == pairs.is_next[indices].tolist()
-        for b, (begin, end) in enumerate(itertools.pairwise(batch.cu_seqlens.tolist())):
-            ids, types = batch.input_ids_T[begin:end].tolist(), part.token_type_ids_T[begin:end].tolist()
+        for b, (begin, end) in enumerate(itertools.pairwise(batch.packed.cu_seqlens.tolist())):
+            ids, types = batch.packed.input_ids_T[begin:end].tolist(), batch.packed.token_type_ids_T[begin:end].tolist()
             assert end - begin == pairs.lengths[indices[b]]
             separators = [k for k, piece in enumerate(ids) if piece == tokenizer.sep_id]
             assert len(separators) == 2, "no special was masked and none was put in place of a token"

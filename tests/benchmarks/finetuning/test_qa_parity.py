@@ -50,7 +50,7 @@ def test_evaluation_agrees_with_transformers_window_by_window(
     ours, theirs = qa_parity.load_both(start, tokenizer, 0)
     packed = questions.packed(range(questions.windows))
     with torch.no_grad():
-        start_T, end_T = ours(*qa_parity.to_device(packed, torch.device("cpu")))
+        start_T, end_T = ours(packed.tensors())
         for window in range(questions.windows):
             alone = questions.packed([window])
             begin, end = packed.cu_seqlens[window : window + 2]

@@ -19,14 +19,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 @pytest.fixture(scope="module")
 def masker(corpus):
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    return Masker(
-        MaskConfig(),
-        starts_word=tokenizer.starts_word,
-        special_ids=tokenizer.special_ids,
-        mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(corpus / "unigram.npy"),
-        seed=5,
-    )
+    return Masker.from_tokenizer(MaskConfig(), tokenizer, seed=5, unigram_counts=np.load(corpus / "unigram.npy"))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +32,13 @@ def content(batches: list[StepBatches], step: int) -> set[tuple]:
     found = set()
     for rank in batches:
         for part in rank[step].masked:
-            for first, last in zip(part.cu_seqlens[:-1], part.cu_seqlens[1:], strict=True):
-                mine = (part.target_positions >= first) & (part.target_positions < last)
+            for first, last in zip(part.packed.cu_seqlens[:-1], part.packed.cu_seqlens[1:], strict=True):
+                mine = (part.targets.positions_M >= first) & (part.targets.positions_M < last)
                 found.add(
                     (
-                        tuple(part.input_ids[first:last].tolist()),
-                        tuple(part.target_ids[mine].tolist()),
-                        tuple((part.target_positions[mine] - first).tolist()),
+                        tuple(part.packed.input_ids_T[first:last].tolist()),
+                        tuple(part.targets.ids_M[mine].tolist()),
+                        tuple((part.targets.positions_M[mine] - first).tolist()),
                     )
                 )
     return found
@@ -80,7 +73,7 @@ def test_an_epoch_sees_every_block_once_and_epochs_differ(blocks):
 def test_a_batch_larger_than_the_corpus_masks_a_block_anew(blocks, masker):
     order = DataOrder(4, 8, 0)
     (part,) = StepBatches(blocks, masker, order, 10_000)[0].masked
-    assert part.cu_seqlens.size == 9
+    assert part.packed.cu_seqlens.size == 9
     epochs, indices = order.addresses(0)
     assert sorted(zip(epochs.tolist(), indices.tolist(), strict=True)) == [(e, i) for e in (0, 1) for i in range(4)]
 
@@ -113,7 +106,8 @@ def test_workers_do_not_change_the_data(blocks, masker):
     for one, other in zip(alone, helped, strict=True):
         assert one.target_counts == other.target_counts and one.tokens == other.tokens
         for a, b in zip(one.masked, other.masked, strict=True):
-            assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+            assert a.packed.input_ids_T.tolist() == b.packed.input_ids_T.tolist()
+            assert all(np.array_equal(x, y) for x, y in zip(a.targets, b.targets, strict=True))
 
 
 def test_workers_survive_the_signals_that_stop_a_run(blocks, masker):
@@ -131,10 +125,10 @@ def test_workers_survive_the_signals_that_stop_a_run(blocks, masker):
 def test_tensors_are_those_of_the_masked_batch(blocks, masker):
     batch = StepBatches(blocks, masker, DataOrder(len(blocks), 8, 5), 64)[0]
     for masked, micro in zip(batch.masked, batch.micro_batches(), strict=True):
-        assert micro.input_ids_T.tolist() == masked.input_ids.tolist()
-        assert micro.max_seqlen == int(np.diff(masked.cu_seqlens).max())
-        assert micro.targets.positions_M.tolist() == masked.target_positions.tolist()
-        assert micro.targets.sbo_K.tolist() == masked.sbo_targets.tolist()
+        assert micro.packed.input_ids_T.tolist() == masked.packed.input_ids_T.tolist()
+        assert micro.packed.max_seqlen == int(np.diff(masked.packed.cu_seqlens).max())
+        assert micro.targets.positions_M.tolist() == masked.targets.positions_M.tolist()
+        assert micro.targets.sbo_K.tolist() == masked.targets.sbo_K.tolist()
 
 
 def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(blocks, masker):
@@ -147,9 +141,9 @@ def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(bloc
             batch = batches[step]
             parts = zip(batch.micro_batches(seed=5, shift_within=table), batch.addresses, strict=True)
             for micro, (epochs, indices) in parts:
-                edges = micro.cu_seqlens.tolist()
+                edges = micro.packed.cu_seqlens.tolist()
                 for n, (first, last) in enumerate(itertools.pairwise(edges)):
-                    positions = micro.position_ids_T[first:last]
+                    positions = micro.packed.position_ids_T[first:last]
                     assert positions.diff().eq(1).all()
                     assert positions[0] >= 0
                     assert positions[-1] < table
@@ -159,4 +153,7 @@ def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(bloc
     full = [shift for shift, length in shifts.values() if length == 32]
     assert set(full) == set(range(table - 32 + 1)), "every place where a block fits is used"
     other_seed = batch.micro_batches(seed=6, shift_within=table)
-    assert any(not a.position_ids_T.equal(b.position_ids_T) for a, b in zip(batch.micro_batches(5, table), other_seed))
+    assert any(
+        not a.packed.position_ids_T.equal(b.packed.position_ids_T)
+        for a, b in zip(batch.micro_batches(5, table), other_seed)
+    )

@@ -60,8 +60,10 @@ def test_packed_is_what_was_written(folder, rows, spans):
     assert blocks.document.tolist() == list(range(2500)) and set(blocks.start) == {7}
     draw = np.random.default_rng(1)
     for indices in ([0], [2499], [5, 5, 4], draw.permutation(2500), draw.integers(0, 2500, 64).astype(np.int32)):
-        flat_ids, cu_seqlens, given = blocks.packed(np.asarray(indices))
-        assert flat_ids.dtype == cu_seqlens.dtype == np.int32 and cu_seqlens[0] == 0
+        packed, given = blocks.packed(np.asarray(indices))
+        flat_ids, cu_seqlens = packed.input_ids_T, packed.cu_seqlens
+        assert flat_ids.dtype == np.int64 and cu_seqlens.dtype == np.int32 and cu_seqlens[0] == 0
+        assert packed.max_seqlen == max(blocks.lengths[indices]) and packed.token_type_ids_T is None
         for i, index in enumerate(indices):
             assert flat_ids[cu_seqlens[i] : cu_seqlens[i + 1]].tolist() == [CLS, *rows[index], SEP]
             assert given[i].shape == (len(spans[index]), 2) and given[i].tolist() == spans[index]
@@ -70,8 +72,8 @@ def test_packed_is_what_was_written(folder, rows, spans):
 
 def test_no_sequences_and_no_spans(tmp_path, rows):
     blocks = Blocks.open(write_corpus(tmp_path, rows[:3]), "train")
-    flat_ids, cu_seqlens, spans = blocks.packed(np.array([], dtype=np.int64))
-    assert flat_ids.shape == (0,) and cu_seqlens.tolist() == [0] and spans is None
+    packed, spans = blocks.packed(np.array([], dtype=np.int64))
+    assert packed.tokens == packed.sequences == packed.max_seqlen == 0 and spans is None
 
 
 def test_an_empty_split(tmp_path):
@@ -88,7 +90,8 @@ def test_a_copy_in_a_worker_maps_the_files_again(folder):
     blocks = Blocks.open(folder, "train")
     data = pickle.dumps(blocks)
     assert len(data) < 1000
-    assert np.array_equal(pickle.loads(data).packed(np.arange(9))[0], blocks.packed(np.arange(9))[0])
+    copy, own = (b.packed(np.arange(9))[0].input_ids_T for b in (pickle.loads(data), blocks))
+    assert np.array_equal(copy, own)
 
 
 def test_the_flat_buffers_are_mapped_not_copied(folder):

@@ -24,10 +24,7 @@ BATCH = 8
 @pytest.fixture(scope="module")
 def make(corpus):
     tokenizer = Tokenizer.load(corpus / "tokenizer")
-    masker = Masker(
-        MaskConfig(), starts_word=tokenizer.starts_word, special_ids=tokenizer.special_ids, mask_id=tokenizer.mask_id,
-        unigram_counts=np.load(corpus / "unigram.npy"), seed=5,
-    )  # fmt: skip
+    masker = Masker.from_tokenizer(MaskConfig(), tokenizer, seed=5, unigram_counts=np.load(corpus / "unigram.npy"))
     plain = {
         "block_length": 32, "batch_size": BATCH, "budget": 96, "seed": 5, "validation_share": 0.25, "window": 50,
     }  # fmt: skip
@@ -44,7 +41,7 @@ def sequences(batches) -> list[tuple[int, int, tuple[int, ...]]]:
     found = []
     for batch in batches:
         for part, (epochs, indices) in zip(batch.masked, batch.addresses, strict=True):
-            rows = np.split(part.input_ids, part.cu_seqlens[1:-1])
+            rows = np.split(part.packed.input_ids_T, part.packed.cu_seqlens[1:-1])
             found += zip(epochs.tolist(), indices.tolist(), (tuple(r.tolist()) for r in rows), strict=True)
     return found
 

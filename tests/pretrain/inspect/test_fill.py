@@ -11,11 +11,14 @@ import torch
 
 from pretrain.inspect.fill import FillConfig, best_fills, choose_head, fill, render, run_fill, span_log_probs
 from pretrain.inspect.fill_template import Blank, parse_template
-from spanbert.checkpoint.model_folder import UNTRAINED, LoadReport, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.load_report import LoadReport
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
-from spanbert.model.batch import cumulative
+from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertForPretraining, Targets
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.packing import cumulative
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 WORDS = [
@@ -101,7 +104,7 @@ def test_masks_stand_between_the_visible_pieces():
     template = parse_template("the [SPAN:1-3] of France [MASK] .", TOKENIZER)
     masked = template.with_masks((2, 1), TOKENIZER)
     pieces = [TOKENIZER.token(i) for i in masked.ids]
-    assert pieces == ["[CLS]", "the", "[MASK]", "[MASK]", "of", "France", "[MASK]", ".", "[SEP]"]
+    assert pieces == ["the", "[MASK]", "[MASK]", "of", "France", "[MASK]", "."]
     assert masked.spans == [(2, 4), (6, 7)]
     assert template.render(["A B", "C"]) == "the A B of France C ."
 
@@ -207,7 +210,7 @@ def learned() -> SpanBertForPretraining:
     longest = int(cumulative(cu_seqlens.diff()).diff().max())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
-        mlm, sbo = model(ids_T, cu_seqlens, longest, packed)
+        mlm, sbo = model(PackedBatch(ids_T, cu_seqlens, longest), packed)
         loss = (mlm.loss_sum + sbo.loss_sum) / count
         optimizer.zero_grad()
         loss.backward()

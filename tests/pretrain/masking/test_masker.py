@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import chisquare
 
 from pretrain.masking.counter_rng import below, draw, sequence_keys, stream, unit
-from pretrain.masking.masker import MaskConfig, MaskedBatch, Masker, truncated_geometric
+from pretrain.masking.masker import MaskConfig, Masker, truncated_geometric
 from pretrain.masking.span_sampler import LENGTH, draw_lengths
 from spanbert.errors import UserError
+from spanbert.model.batch import MaskedBatch, PackedBatch
 
 CLS, SEP, UNK, MASK, VOCABULARY, FIRST_CONTINUATION = 1, 2, 3, 4, 3000, 2000
 SPECIAL = np.array([0, CLS, SEP, UNK, MASK])
@@ -65,13 +66,13 @@ def masked(mixed):
     for scheme in SCHEMES:
         for budget in ("whole_words", "reference"):
             masker = make_masker(scheme=scheme, budget=budget, replacement="uniform")
-            made[scheme, budget] = masker.mask(*mixed, epoch=0, indices=np.arange(SEQUENCES))
+            made[scheme, budget] = masker.mask(PackedBatch.of(*mixed), epoch=0, indices=np.arange(SEQUENCES))
     return made
 
 
 def per_sequence(batch: MaskedBatch) -> np.ndarray:
-    row = np.searchsorted(batch.cu_seqlens, batch.target_positions, side="right") - 1
-    return np.bincount(row, minlength=len(batch.cu_seqlens) - 1)
+    row = np.searchsorted(batch.packed.cu_seqlens, batch.targets.positions_M, side="right") - 1
+    return np.bincount(row, minlength=len(batch.packed.cu_seqlens) - 1)
 
 
 def word_starts(ids, cu_seqlens):
@@ -88,26 +89,28 @@ def test_targets_boundaries_and_spans_fit_together(masked, mixed, key):
     ids = mixed[0]
     batch = masked[key]
     is_target = np.zeros(len(ids), bool)
-    is_target[batch.target_positions] = True
-    assert (np.diff(batch.target_positions) > 0).all()
+    is_target[batch.targets.positions_M] = True
+    assert (np.diff(batch.targets.positions_M) > 0).all()
     assert not np.isin(ids[is_target], SPECIAL).any()
-    assert (batch.target_ids == ids[is_target]).all()
-    assert (batch.input_ids[~is_target] == ids[~is_target]).all()
-    assert not is_target[batch.span_left].any() and not is_target[batch.span_right].any()  # visible, never touching
-    size = np.bincount(batch.target_span)
-    assert (batch.span_right - batch.span_left - 1 == size).all()
-    assert (batch.span_left[batch.target_span] + 1 + batch.target_offset == batch.target_positions).all()
-    assert (batch.target_offset[batch.sbo_targets] < 20).all()
-    assert len(batch.sbo_targets) == (batch.target_offset < 20).sum()
-    assert batch.cu_seqlens.dtype == np.int32
-    assert all(field.dtype == np.int64 for name, field in batch._asdict().items() if name != "cu_seqlens")
+    assert (batch.targets.ids_M == ids[is_target]).all()
+    assert (batch.packed.input_ids_T[~is_target] == ids[~is_target]).all()
+    assert (
+        not is_target[batch.targets.left_S].any() and not is_target[batch.targets.right_S].any()
+    )  # visible, never touching
+    size = np.bincount(batch.targets.span_M)
+    assert (batch.targets.right_S - batch.targets.left_S - 1 == size).all()
+    assert (batch.targets.left_S[batch.targets.span_M] + 1 + batch.targets.offset_M == batch.targets.positions_M).all()
+    assert (batch.targets.offset_M[batch.targets.sbo_K] < 20).all()
+    assert len(batch.targets.sbo_K) == (batch.targets.offset_M < 20).sum()
+    assert batch.packed.cu_seqlens.dtype == np.int32
+    assert batch.packed.input_ids_T.dtype == np.int64 and all(field.dtype == np.int64 for field in batch.targets)
 
 
 @pytest.mark.parametrize("scheme", ["geometric", "whole_word"])
 def test_only_whole_words(masked, mixed, scheme):
     batch = masked[scheme, "whole_words"]
     starts = word_starts(*mixed)
-    assert starts[batch.span_left + 1].all() and starts[batch.span_right].all()
+    assert starts[batch.targets.left_S + 1].all() and starts[batch.targets.right_S].all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -120,25 +123,25 @@ def test_share_and_budget(masked, mixed, scheme):
     assert (spent >= 1).all()
     over = np.flatnonzero(spent > budget)
     starts = word_starts(ids, cu_seqlens)
-    inside = np.isin(np.searchsorted(cu_seqlens, batch.target_positions, side="right") - 1, over)
-    assert starts[batch.target_positions[inside]].sum() == len(over)  # over the budget: one word, alone
+    inside = np.isin(np.searchsorted(cu_seqlens, batch.targets.positions_M, side="right") - 1, over)
+    assert starts[batch.targets.positions_M[inside]].sum() == len(over)  # over the budget: one word, alone
     assert 0.96 < spent.sum() / budget.sum() < 1.03  # a word that cannot be paid leaves something; a large word adds
     assert abs(spent[content == 510].sum() / content[content == 510].sum() - 0.15) < 0.0012
-    assert (masked[scheme, "reference"].target_ids.size) == budget.sum()
+    assert (masked[scheme, "reference"].targets.ids_M.size) == budget.sum()
     assert (per_sequence(masked[scheme, "reference"]) == budget).all()
 
 
 def test_longer_spans_than_the_position_table_have_no_sbo_tail(mixed):
-    batch = make_masker(sbo_positions=2).mask(*mixed, epoch=0, indices=np.arange(SEQUENCES))
-    assert (batch.sbo_targets == np.flatnonzero(batch.target_offset < 2)).all()
+    batch = make_masker(sbo_positions=2).mask(PackedBatch.of(*mixed), epoch=0, indices=np.arange(SEQUENCES))
+    assert (batch.targets.sbo_K == np.flatnonzero(batch.targets.offset_M < 2)).all()
 
 
 def test_spans_at_the_edges_can_do_without_sbo(mixed):
     ids = mixed[0]
-    batch = make_masker(special_boundaries=False).mask(*mixed, epoch=0, indices=np.arange(SEQUENCES))
-    edge = np.isin(ids[batch.span_left], [CLS]) | np.isin(ids[batch.span_right], [SEP])
+    batch = make_masker(special_boundaries=False).mask(PackedBatch.of(*mixed), epoch=0, indices=np.arange(SEQUENCES))
+    edge = np.isin(ids[batch.targets.left_S], [CLS]) | np.isin(ids[batch.targets.right_S], [SEP])
     assert edge.any()
-    assert (batch.sbo_targets == np.flatnonzero((batch.target_offset < 20) & ~edge[batch.target_span])).all()
+    assert (batch.targets.sbo_K == np.flatnonzero((batch.targets.offset_M < 20) & ~edge[batch.targets.span_M])).all()
 
 
 def test_span_lengths_follow_the_truncated_geometric():
@@ -150,8 +153,8 @@ def test_span_lengths_follow_the_truncated_geometric():
     for part in range(20):
         ids, cu_seqlens = make_batch(np.full(SEQUENCES // 20, 512), [1.0], seed=part)
         indices = np.arange(SEQUENCES // 20) + part * 10**6
-        batch = make_masker().mask(ids, cu_seqlens, epoch=2, indices=indices)
-        row = batch.span_left // 512
+        batch = make_masker().mask(PackedBatch.of(ids, cu_seqlens), epoch=2, indices=indices)
+        row = batch.targets.left_S // 512
         spans = np.bincount(row)
         drawn = draw_lengths(
             truncated_geometric(0.2, 10),
@@ -160,7 +163,7 @@ def test_span_lengths_follow_the_truncated_geometric():
         drawn[np.arange(spans.max()) >= spans[:, None]] = 0
         histogram += np.bincount(drawn.ravel(), minlength=11)[1:]
         placed = np.zeros_like(drawn)
-        placed[row, np.arange(len(row)) - (np.cumsum(spans) - spans)[row]] = np.bincount(batch.target_span)
+        placed[row, np.arange(len(row)) - (np.cumsum(spans) - spans)[row]] = np.bincount(batch.targets.span_M)
         last = drawn[np.arange(len(spans)), spans - 1].copy()
         drawn[np.arange(len(spans)), spans - 1] = 77 - (drawn.sum(1) - last)
         assert (np.sort(placed, axis=1) == np.sort(drawn, axis=1)).all()
@@ -172,9 +175,9 @@ def test_span_lengths_follow_the_truncated_geometric():
 def test_span_lengths_in_the_batch_follow_it_where_the_end_of_the_budget_is_rare():
     """The same from the batch alone: in sequences of 12,000 tokens one span in about 370 is cut short."""
     ids, cu_seqlens = make_batch(np.full(150, 12_000), PIECES)
-    batch = make_masker().mask(ids, cu_seqlens, epoch=0, indices=np.arange(150))
+    batch = make_masker().mask(PackedBatch.of(ids, cu_seqlens), epoch=0, indices=np.arange(150))
     starts = word_starts(ids, cu_seqlens)
-    words = np.bincount(batch.target_span, weights=starts[batch.target_positions]).astype(int)
+    words = np.bincount(batch.targets.span_M, weights=starts[batch.targets.positions_M]).astype(int)
     assert len(words) > 50_000
     expected = len(words) * np.diff(truncated_geometric(0.2, 10), prepend=0)
     assert chisquare(np.bincount(words, minlength=11)[1:], expected).pvalue > LEVEL
@@ -184,8 +187,8 @@ def test_every_place_away_from_the_edges_is_masked_equally_often():
     length = 90
     ids, cu_seqlens = make_batch(np.full(SEQUENCES, length), [1.0])
     for scheme in SCHEMES:
-        batch = make_masker(scheme=scheme).mask(ids, cu_seqlens, epoch=0, indices=np.arange(SEQUENCES))
-        count = np.bincount(batch.target_positions % length, minlength=length)[1:-1]
+        batch = make_masker(scheme=scheme).mask(PackedBatch.of(ids, cu_seqlens), epoch=0, indices=np.arange(SEQUENCES))
+        count = np.bincount(batch.targets.positions_M % length, minlength=length)[1:-1]
         middle = count[12:-12]
         deviation = np.sqrt(middle.mean() * (1 - middle.mean() / SEQUENCES))
         assert np.abs(middle - middle.mean()).max() < 4.5 * deviation
@@ -204,7 +207,7 @@ def test_words_of_every_number_of_pieces_are_masked_equally_often(masked, mixed)
     length = np.diff(cu_seqlens)[np.searchsorted(cu_seqlens, first, side="right") - 1]
     for scheme in ("geometric", "whole_word"):
         is_target = np.zeros(len(ids), bool)
-        is_target[masked[scheme, "whole_words"].target_positions] = True
+        is_target[masked[scheme, "whole_words"].targets.positions_M] = True
         rate = [
             is_target[first[(pieces == n) & (length == 512) & ~np.isin(ids[first], SPECIAL)]].mean() for n in (1, 3)
         ]
@@ -216,15 +219,15 @@ def test_mask_random_kept_is_decided_once_per_unit(masked, mixed, scheme):
     """Every unit (span, word or token) is all [MASK], all random or all kept, in the shares 80 : 10 : 10."""
     batch = masked[scheme, "whole_words"]
     if scheme == "geometric":
-        unit_of = batch.target_span
+        unit_of = batch.targets.span_M
     elif scheme == "whole_word":
-        unit_of = np.cumsum(word_starts(*mixed)[batch.target_positions]) - 1
+        unit_of = np.cumsum(word_starts(*mixed)[batch.targets.positions_M]) - 1
     else:
-        unit_of = np.arange(len(batch.target_ids))
-    stands = batch.input_ids[batch.target_positions]
+        unit_of = np.arange(len(batch.targets.ids_M))
+    stands = batch.packed.input_ids_T[batch.targets.positions_M]
     size = np.bincount(unit_of)
     hidden = np.bincount(unit_of, weights=stands == MASK)
-    same = np.bincount(unit_of, weights=stands == batch.target_ids)
+    same = np.bincount(unit_of, weights=stands == batch.targets.ids_M)
     assert np.isin(hidden, [0]).sum() + (hidden == size).sum() == len(size)
     is_kept = same == size
     # of the random ones, 1 in 3,000 tokens is the same by chance: for units of two tokens and more, 1 in 9 million
@@ -237,14 +240,14 @@ def test_mask_random_kept_is_decided_once_per_unit(masked, mixed, scheme):
 def test_random_tokens_follow_the_chosen_distribution(mixed, replacement):
     ids, cu_seqlens = mixed[0], mixed[1][:8001]
     masker = make_masker(replacement=replacement, scheme="subword")
-    batch = masker.mask(ids[: cu_seqlens[-1]], cu_seqlens, epoch=1, indices=np.arange(8000))
-    stands = batch.input_ids[batch.target_positions]
-    drawn = stands[(stands != MASK) & (stands != batch.target_ids)]
+    batch = masker.mask(PackedBatch.of(ids[: cu_seqlens[-1]], cu_seqlens), epoch=1, indices=np.arange(8000))
+    stands = batch.packed.input_ids_T[batch.targets.positions_M]
+    drawn = stands[(stands != MASK) & (stands != batch.targets.ids_M)]
     assert not np.isin(drawn, SPECIAL).any()
     weight = UNIGRAM.astype(float) if replacement == "unigram" else np.ones(VOCABULARY)
     weight[SPECIAL] = 0
     share = weight / weight.sum()
-    original = np.bincount(batch.target_ids, minlength=VOCABULARY) / len(batch.target_ids)
+    original = np.bincount(batch.targets.ids_M, minlength=VOCABULARY) / len(batch.targets.ids_M)
     assert len(drawn) > 10_000
     expected = share * (1 - original)  # a draw that equals the original cannot be told from a kept token
     seen = np.bincount(drawn, minlength=VOCABULARY)
@@ -259,27 +262,32 @@ def test_a_mask_depends_on_seed_epoch_and_index_alone(scheme):
     rng = np.random.default_rng(0)
     indices, epochs = rng.integers(0, 2**40, 300), rng.integers(0, 100, 300)
     masker = make_masker(scheme=scheme)
-    whole = masker.mask(ids, cu_seqlens, epoch=epochs, indices=indices)
+    whole = masker.mask(PackedBatch.of(ids, cu_seqlens), epoch=epochs, indices=indices)
 
     order = rng.permutation(300)
     shuffled = np.concatenate([ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in order])
     edges = np.concatenate([[0], np.cumsum(lengths[order])])
     worker = pickle.loads(pickle.dumps(masker))
-    again = worker.mask(shuffled, edges, epoch=epochs[order], indices=indices[order])
+    again = worker.mask(PackedBatch.of(shuffled, edges), epoch=epochs[order], indices=indices[order])
     for place, i in enumerate(order):
         part = slice(cu_seqlens[i], cu_seqlens[i + 1])
-        assert (again.input_ids[edges[place] : edges[place + 1]] == whole.input_ids[part]).all()
+        assert (again.packed.input_ids_T[edges[place] : edges[place + 1]] == whole.packed.input_ids_T[part]).all()
         if place < 40:
-            alone = masker.mask(ids[part], [0, lengths[i]], epoch=int(epochs[i]), indices=indices[i : i + 1])
-            assert (alone.input_ids == whole.input_ids[part]).all()
+            alone = masker.mask(
+                PackedBatch.of(ids[part], [0, lengths[i]]), epoch=int(epochs[i]), indices=indices[i : i + 1]
+            )
+            assert (alone.packed.input_ids_T == whole.packed.input_ids_T[part]).all()
 
     def overlap(other):
-        return np.isin(whole.target_positions, other.target_positions).mean()
+        return np.isin(whole.targets.positions_M, other.targets.positions_M).mean()
 
-    assert overlap(again.__class__(*masker.mask(ids, cu_seqlens, epoch=epochs, indices=indices))) == 1
-    assert overlap(masker.mask(ids, cu_seqlens, epoch=epochs + 1, indices=indices)) < 0.2
-    assert overlap(masker.mask(ids, cu_seqlens, epoch=epochs, indices=indices + 1)) < 0.2
-    assert overlap(make_masker(seed=4, scheme=scheme).mask(ids, cu_seqlens, epoch=epochs, indices=indices)) < 0.2
+    assert overlap(again.__class__(*masker.mask(PackedBatch.of(ids, cu_seqlens), epoch=epochs, indices=indices))) == 1
+    assert overlap(masker.mask(PackedBatch.of(ids, cu_seqlens), epoch=epochs + 1, indices=indices)) < 0.2
+    assert overlap(masker.mask(PackedBatch.of(ids, cu_seqlens), epoch=epochs, indices=indices + 1)) < 0.2
+    assert (
+        overlap(make_masker(seed=4, scheme=scheme).mask(PackedBatch.of(ids, cu_seqlens), epoch=epochs, indices=indices))
+        < 0.2
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -298,23 +306,26 @@ def test_a_mask_depends_on_seed_epoch_and_index_alone(scheme):
 def test_tiny_sequences(scheme, content, expected):
     ids = np.array([CLS, *content, SEP])
     for index in range(30):
-        batch = make_masker(scheme=scheme).mask(ids, [0, len(ids)], epoch=0, indices=[index])
+        batch = make_masker(scheme=scheme).mask(PackedBatch.of(ids, [0, len(ids)]), epoch=0, indices=[index])
         if scheme == "subword" and len(content) > 50:
             expected = 10 if content[0] == 10 else expected
-        assert len(batch.target_positions) == expected
-        assert not np.isin(batch.target_ids, SPECIAL).any()
+        assert len(batch.targets.positions_M) == expected
+        assert not np.isin(batch.targets.ids_M, SPECIAL).any()
 
 
 def test_an_empty_batch_gives_empty_arrays():
     for scheme in (*SCHEMES, "entities"):
         empty = np.zeros(0, np.int64)
-        batch = make_masker(scheme=scheme).mask(empty, np.zeros(1, np.int32), epoch=0, indices=empty, spans=[])
-        assert [len(field) for field in batch] == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+        batch = make_masker(scheme=scheme).mask(
+            PackedBatch.of(empty, np.zeros(1, np.int32)), epoch=0, indices=empty, spans=[]
+        )
+        assert batch.packed.tokens == batch.packed.sequences == 0
+        assert [len(field) for field in batch.targets] == [0] * 7
 
 
 def test_the_arguments_stay_as_they_are(mixed):
     ids, cu_seqlens = mixed[0][: mixed[1][50]].copy(), mixed[1][:51].copy()
-    make_masker().mask(ids, cu_seqlens, epoch=0, indices=np.arange(50))
+    make_masker().mask(PackedBatch.of(ids, cu_seqlens), epoch=0, indices=np.arange(50))
     assert (ids == mixed[0][: mixed[1][50]]).all() and (cu_seqlens == mixed[1][:51]).all()
 
 
@@ -329,7 +340,7 @@ def test_what_cannot_be_masked_is_refused():
     with pytest.raises(UserError, match="count"):
         Masker(config, unigram_counts=np.zeros(VOCABULARY), **facts)
     with pytest.raises(ValueError, match="index per sequence"):
-        make_masker().mask([CLS, 9, SEP], [0, 3], epoch=0, indices=[1, 2])
+        make_masker().mask(PackedBatch.of([CLS, 9, SEP], [0, 3]), epoch=0, indices=[1, 2])
 
 
 def test_random_numbers_are_splitmix64_and_even():

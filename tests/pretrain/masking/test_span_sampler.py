@@ -7,6 +7,7 @@ from pretrain.masking.counter_rng import below, draw, sequence_keys, stream, uni
 from pretrain.masking.masker import MaskConfig, Masker, truncated_geometric
 from pretrain.masking.span_sampler import KIND, LENGTH, LISTED_ORDER, PATIENCE, START, draw_lengths
 from spanbert.errors import UserError
+from spanbert.model.batch import PackedBatch
 
 CLS, SEP, UNK, MASK, VOCABULARY = 1, 2, 3, 4, 600
 STARTS = np.arange(VOCABULARY) < 400
@@ -113,12 +114,12 @@ def test_is_the_sequential_procedure_bit_by_bit(scheme, kind, budget):
     masker = make_masker(scheme=scheme, mask_share=share, budget=budget)
     cu_seqlens = np.concatenate([[0], np.cumsum([len(ids) for ids in sequences])])
     indices = rng.integers(0, 10**9, len(sequences))
-    batch = masker.mask(np.concatenate(sequences), cu_seqlens, epoch=0, indices=indices, spans=spans)
+    batch = masker.mask(PackedBatch.of(np.concatenate(sequences), cu_seqlens), epoch=0, indices=indices, spans=spans)
     for row, ids in enumerate(sequences):
-        inside = (batch.target_positions >= cu_seqlens[row]) & (batch.target_positions < cu_seqlens[row + 1])
+        inside = (batch.targets.positions_M >= cu_seqlens[row]) & (batch.targets.positions_M < cu_seqlens[row + 1])
         listed = spans[row].tolist() if scheme == "entities" else ()
         expected = sequential_targets(ids, masker.config, indices[row], listed)
-        assert (batch.target_positions[inside] - cu_seqlens[row]).tolist() == expected
+        assert (batch.targets.positions_M[inside] - cu_seqlens[row]).tolist() == expected
 
 
 def test_listed_spans_are_half_of_the_spans_where_there_are_enough():
@@ -129,9 +130,9 @@ def test_listed_spans_are_half_of_the_spans_where_there_are_enough():
     pairs = np.stack([np.arange(0, 300, 3), np.arange(2, 302, 3)], axis=1)
     masker = make_masker(scheme="noun_phrases", max_span_words=1)
     edges = np.arange(2001) * 302
-    batch = masker.mask(ids.ravel(), edges, epoch=0, indices=np.arange(2000), spans=[pairs] * 2000)
-    words = np.bincount(batch.target_span)
-    begins = batch.span_left[words == 2] % 302
+    batch = masker.mask(PackedBatch.of(ids.ravel(), edges), epoch=0, indices=np.arange(2000), spans=[pairs] * 2000)
+    words = np.bincount(batch.targets.span_M)
+    begins = batch.targets.left_S[words == 2] % 302
     assert (begins % 3 == 0).all()
     # 45 tokens a sequence, 1.5 a span: about 30 spans, of which at most the last two-word one was shortened
     assert abs((words == 2).mean() - 0.5) < 0.02
@@ -140,12 +141,12 @@ def test_listed_spans_are_half_of_the_spans_where_there_are_enough():
 def test_without_listed_spans_the_linguistic_schemes_are_geometric():
     rng = np.random.default_rng(1)
     ids = make_sequence(rng, 100, [0.8, 0.2], 0.0)
-    geometric = make_masker().mask(ids, [0, len(ids)], epoch=0, indices=[3])
+    geometric = make_masker().mask(PackedBatch.of(ids, [0, len(ids)]), epoch=0, indices=[3])
     entities = make_masker(scheme="entities")
-    none = entities.mask(ids, [0, len(ids)], epoch=0, indices=[3], spans=[np.zeros((0, 2), np.int32)])
-    assert (geometric.input_ids == none.input_ids).all()
+    none = entities.mask(PackedBatch.of(ids, [0, len(ids)]), epoch=0, indices=[3], spans=[np.zeros((0, 2), np.int32)])
+    assert (geometric.packed.input_ids_T == none.packed.input_ids_T).all()
     with pytest.raises(UserError, match="sidecar"):
-        entities.mask(ids, [0, len(ids)], epoch=0, indices=[3])
+        entities.mask(PackedBatch.of(ids, [0, len(ids)]), epoch=0, indices=[3])
 
 
 def test_a_listed_span_inside_a_word_takes_the_whole_word():
@@ -153,8 +154,8 @@ def test_a_listed_span_inside_a_word_takes_the_whole_word():
     masker = make_masker(scheme="entities", mask_share=0.16)
     found = set()
     for index in range(50):
-        batch = masker.mask(ids, [0, len(ids)], epoch=0, indices=[index], spans=[[[2, 3]]])
-        found.add(tuple(batch.target_positions))
+        batch = masker.mask(PackedBatch.of(ids, [0, len(ids)]), epoch=0, indices=[index], spans=[[[2, 3]]])
+        found.add(tuple(batch.targets.positions_M))
     assert (3 - 1, 3, 4) in found
 
 
@@ -162,4 +163,4 @@ def test_a_listed_span_inside_a_word_takes_the_whole_word():
 def test_a_span_outside_its_sequence_is_an_error(pair):
     ids = np.array([CLS, *range(10, 28), SEP])
     with pytest.raises(UserError, match="18 tokens"):
-        make_masker(scheme="entities").mask(ids, [0, 20], epoch=0, indices=[0], spans=[[pair]])
+        make_masker(scheme="entities").mask(PackedBatch.of(ids, [0, 20]), epoch=0, indices=[0], spans=[[pair]])

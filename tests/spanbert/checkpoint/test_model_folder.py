@@ -9,7 +9,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from spanbert.checkpoint.model_folder import UNTRAINED, load_model, save_model
+from spanbert.checkpoint.architectures import UNTRAINED
+from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model import models
 from spanbert.model.config import EncoderConfig
@@ -56,10 +57,10 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_saving_and_loading_is_bitwise_lossless(tmp_path, make, tokenizer, cls):
-    """Odd bit patterns too: the smallest denormal, −0.0, infinity."""
+    """Odd bit patterns too: the smallest denormal, −0.0, the largest number."""
     model = make(cls)
     with torch.no_grad():
-        model.encoder.layers[1].qkv.bias[:3] = torch.tensor([1e-45, -0.0, float("inf")])
+        model.encoder.layers[1].qkv.bias[:3] = torch.tensor([1e-45, -0.0, torch.finfo(torch.float32).max])
     save_model(tmp_path / "m", model, tokenizer, {"null_threshold": -1.25})
     loaded, report = load_model(tmp_path / "m", cls)
     for name, tensor in model.state_dict().items():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from spanbert.checkpoint.store import CheckpointStore, find_damage, load_training_state, save_training_state
+from spanbert.checkpoint.store import CheckpointStore, find_damage, find_model
 from spanbert.errors import UserError
-from spanbert.training.optim import adamw
 
 
 def fill(folder):
@@ -34,7 +32,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert CheckpointStore(tmp_path / "none").newest_whole() is None
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest", "torn manifest"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "missing", "no manifest", "torn manifest", "{}", "[]", "null", '{"sha256": 3}']
+)
 def test_damage_is_named_and_passed_over(tmp_path, damage):
     store = CheckpointStore(tmp_path, keep_last=1)
     store.keep_last = 2
@@ -47,6 +47,8 @@ def test_damage_is_named_and_passed_over(tmp_path, damage):
         (second / "manifest.json").unlink()
     if damage == "torn manifest":
         (second / "manifest.json").write_text('{"sha')
+    if damage[0] in "{[n" and damage != "no manifest":
+        (second / "manifest.json").write_text(damage)
     said: list[str] = []
     assert store.newest_whole(said.append) == first
     assert len(said) == 1 and "step-00000002 is damaged" in said[0] and find_damage(second) in said[0]
@@ -70,27 +72,62 @@ def test_a_write_that_fails_changes_nothing(tmp_path):
     assert find_damage(store.newest_whole()) is None and len(list(tmp_path.iterdir())) == 1
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        torch.manual_seed(step)
-        model(torch.randn(3, 4)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+def test_a_score_that_is_no_number_counts_as_none(tmp_path):
+    """One that is text would be compared with numbers, or with nothing."""
+    store = CheckpointStore(tmp_path, keep_last=3)
+    first, second = (store.save(step, fill, 1.0) for step in (1, 2))
+    for score in ("good", True, [1], None):
+        manifest = json.loads((second / "manifest.json").read_text())
+        (second / "manifest.json").write_text(json.dumps({**manifest, "score": score}))
+        assert store.best() == first
 
 
-def test_optimizer_state_comes_back_exactly(tmp_path):
-    torch.manual_seed(0)
-    one = nn.Linear(4, 2)
-    optimizer = adamw(one, 0.1)
-    train(one, optimizer, 3)
-    save_training_state(tmp_path, one, optimizer, {"step": 3, "window": [[1.0]]})
-    other = nn.Linear(4, 2)
-    other.load_state_dict(one.state_dict())
-    restored = adamw(other, 0.1)
-    assert load_training_state(tmp_path, other, restored) == {"step": 3, "window": [[1.0]]}
-    train(one, optimizer, 2)
-    train(other, restored, 2)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(UserError, match=r"has state for '(weight|bias)', which this model does not have"):
-        load_training_state(tmp_path, nn.Sequential(other), adamw(other, 0.1))
-    assert json.loads((tmp_path / "training_state.json").read_text())["step"] == 3
+# --- finding a model ----------------------------------------------------------------------------------------------
+
+
+def test_finding_the_model(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_model(tmp_path / "x")
+    with pytest.raises(UserError, match="neither a model folder"):
+        find_model(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="without a whole checkpoint: train"):
+        find_model(tmp_path)
+    with pytest.raises(UserError, match="without a whole checkpoint that was validated"):
+        find_model(tmp_path, "best")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert find_model(tmp_path) == tmp_path / "model" == find_model(tmp_path / "model")
+
+
+def with_config(folder: Path) -> None:
+    fill(folder)
+    (folder / "config.json").write_text("{}")
+
+
+def test_the_best_checkpoint_is_looked_at_for_damage_too(tmp_path, capsys):
+    """Only the newest was: `--which best` exported a model whose file had been cut off."""
+    store = CheckpointStore(tmp_path / "checkpoints", keep_last=3)
+    paths = [store.save(step, with_config, score) for step, score in ((1, 3.0), (2, 1.0), (3, 2.0))]
+    assert find_model(tmp_path, "best") == paths[1]
+    (paths[1] / "weights").write_bytes(b"12")
+    assert find_model(tmp_path, "best") == paths[2]
+    assert "step-00000002 is damaged (weights does not match its SHA-256)" in capsys.readouterr().out
+    assert find_model(paths[0]) == paths[0]
+    with pytest.raises(UserError, match="step-00000002 is damaged"):
+        find_model(paths[1])
+
+
+def test_a_download_cache_means_its_snapshot(tmp_path):
+    """The folder that Hugging Face's tools keep holds the files two folders deeper, under a hash."""
+    cache = tmp_path / "models--owner--bert"
+    for name in ("0a1b", "2c3d"):
+        (cache / "snapshots" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="2 versions of the model: name one"):
+        find_model(cache)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("2c3d\n")
+    assert find_model(cache) == cache / "snapshots" / "2c3d"
+    (cache / "refs" / "main").write_text("../../somewhere")
+    (cache / "snapshots" / "2c3d").rmdir()
+    assert find_model(cache) == cache / "snapshots" / "0a1b"

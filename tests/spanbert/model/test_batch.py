@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spanbert.model.batch import cumulative, pack, position_ids, unpack
+from spanbert.model.packing import cumulative, pack, position_ids, unpack
 
 LENGTHS = ([3, 1, 5, 5], [1], [7], [0, 4, 0, 2, 0], [512, 1, 511])
 

@@ -7,9 +7,9 @@ import torch
 import torch._dynamo
 from torch._dynamo.testing import CompileCounter
 
-from spanbert.model.batch import cumulative
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder
+from spanbert.model.packing import cumulative
 
 SHAPE = EncoderConfig(
     vocab_size=50,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from spanbert.model.attention import attention
-from spanbert.model.batch import cumulative
 from spanbert.model.config import EncoderConfig
 from spanbert.model.dropout import draw_bytes, dropout, dropout_key, generator_of, keep_scale_of, kept, threshold_of
 from spanbert.model.encoder import Encoder
+from spanbert.model.packing import cumulative
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.003])

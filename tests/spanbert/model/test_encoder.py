@@ -137,8 +137,9 @@ def test_flops_of_base_are_six_per_weight_and_token_plus_attention():
 
 @pytest.mark.parametrize("head_dim", [32, 64])
 def test_the_triton_backend_is_the_same_model(head_dim):
-    """Wired to every kernel: plan, packed attention, joints, GELU, vocabulary loss. On a CPU these run their laws."""
-    from spanbert.model.models import SpanBertForPretraining, Targets
+    """Wired to every kernel: plan, packed attention, fused dropout-add-LayerNorm, GELU, vocabulary loss. On a CPU these run their references."""
+    from spanbert.model.batch import PackedBatch, Targets
+    from spanbert.model.models import SpanBertForPretraining
 
     torch.manual_seed(3)
     config = EncoderConfig(
@@ -158,7 +159,7 @@ def test_the_triton_backend_is_the_same_model(head_dim):
     for backend in ("eager", "triton"):
         model.encoder.backend = backend
         model.zero_grad()
-        mlm, sbo = model(ids_T, cu_seqlens, 16, targets)
+        mlm, sbo = model(PackedBatch(ids_T, cu_seqlens, 16), targets)
         (mlm.loss_sum + 2 * sbo.loss_sum).backward()
         results.append([mlm.loss_sum.detach(), sbo.loss_sum.detach(), *(p.grad for p in model.parameters())])
     for ours, theirs in zip(*results, strict=True):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.model import models
+from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.heads import SBOHead
-from spanbert.model.models import SpanBertForPretraining, Targets
+from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
 
 SEEDS = range(20)
@@ -18,11 +19,10 @@ BACKENDS = ("eager", "sdpa")
 
 def logits_of_ours(task: str, model, batch):
     """What each class answers, in the shape that transformers' answer has at the real tokens."""
-    arguments = (batch.ids_T, batch.cu_seqlens, batch.longest)
     if task == "MaskedLM":
-        hidden_TH = model.encoder(*arguments)
+        hidden_TH = model.encoder(batch.ids_T, batch.cu_seqlens, batch.longest)
         return vocabulary_logits(model.mlm(hidden_TH), model.encoder.embeddings.word.weight, model.mlm.bias)
-    answer = model(*arguments, batch.types_T)
+    answer = model(PackedBatch(batch.ids_T, batch.cu_seqlens, batch.longest, batch.types_T))
     return torch.stack(answer, -1) if task == "QuestionAnswering" else answer
 
 
@@ -80,7 +80,7 @@ def test_mlm_loss_is_transformers_over_the_targets_only(
     expected.backward()
     nothing = torch.empty(0, dtype=torch.int64)
     targets = Targets(positions_M, ids_M, nothing, nothing, nothing, nothing, nothing)
-    mlm, sbo = ours(batch.ids_T, batch.cu_seqlens, batch.longest, targets, with_sbo=False)
+    mlm, sbo = ours(PackedBatch(batch.ids_T, batch.cu_seqlens, batch.longest), targets, with_sbo=False)
     assert sbo is None
     assert mlm.loss_sum.item() / len(ids_M) == pytest.approx(expected.item(), abs=1e-5)
     (mlm.loss_sum / len(ids_M)).backward()
@@ -147,7 +147,7 @@ def test_pretraining_adds_the_two_objectives_each_over_its_own_targets(shape_of,
         offset_M=torch.tensor([0, 1, 2, 0, 1]),
         sbo_K=torch.tensor([0, 1, 3, 4]),
     )
-    mlm, sbo = model(batch.ids_T, batch.cu_seqlens, batch.longest, targets)
+    mlm, sbo = model(PackedBatch(batch.ids_T, batch.cu_seqlens, batch.longest), targets)
     hidden_TH = model.encoder(batch.ids_T, batch.cu_seqlens, batch.longest)
     embedding_VH = model.encoder.embeddings.word.weight
     logits_MV = model.mlm(hidden_TH[positions_M]) @ embedding_VH.T + model.mlm.bias

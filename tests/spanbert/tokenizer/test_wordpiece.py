@@ -279,7 +279,7 @@ BAD_VOCABULARIES = [
     ("latin 1", lambda p: (p / "vocab.txt").write_bytes(b"[PAD]\n\xe9"), "not UTF-8"),
     ("no file", lambda p: None, "neither tokenizer.json nor vocab.txt"),
     ("not JSON", lambda p: (p / "tokenizer.json").write_text("{"), "not valid JSON"),
-    ("a list", lambda p: (p / "tokenizer.json").write_text("[]"), "expected an object"),
+    ("a list", lambda p: (p / "tokenizer.json").write_text("[]"), "expected a JSON object"),
     ("BPE", lambda p: (p / "tokenizer.json").write_text('{"model": {"type": "BPE"}}'), "not a BERT tokenizer"),
 ]
 
@@ -299,4 +299,24 @@ def test_a_gap_in_the_ids_is_refused(tokenizer, tmp_path):
     del content["model"]["vocab"][tokenizer.tokens[7]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="does not number its"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_vocab_txt_may_begin_with_a_byte_order_mark_and_does_not_number_itself(tmp_path):
+    """The mark was taken for a part of the first token, and [PAD] was said to be missing."""
+    tokens = [*SPECIAL_TOKENS, "a", "\u2028", "b"]
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + "".join(f"{t}\n" for t in tokens).encode())
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.tokens == tokens and not tokenizer.numbered and not pickle.loads(pickle.dumps(tokenizer)).numbered
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).numbered
+
+
+@pytest.mark.parametrize("vocabulary", [None, ["a"], {"a": "0"}, {"a": 1.0}])
+def test_ids_that_are_no_numbers_are_one_sentence(tmp_path, vocabulary):
+    Tokenizer({token: number for number, token in enumerate(SPECIAL_TOKENS)}).save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"] = vocabulary
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected a 'vocab' from tokens to ids"):
         Tokenizer.load(tmp_path)

@@ -1,4 +1,4 @@
-"""A run's folder: metrics that survive crashes, refusals, finding the model in it."""
+"""A run's folder: metrics that survive crashes, refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from spanbert.errors import UserError
-from spanbert.training.run_folder import RunFolder, find_model, read_metrics
+from spanbert.training.run_folder import RunFolder, read_metrics
 from spanbert.training.trackers import open_trackers
 
 
@@ -61,19 +61,6 @@ def test_a_full_disk_is_said_while_logging(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full while writing"):
         run.log(1, "train", mlm_loss=1.0)
     run.close()
-
-
-def test_finding_the_model(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        find_model(tmp_path / "x")
-    with pytest.raises(UserError, match="neither a model folder"):
-        find_model(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="without a whole checkpoint"):
-        find_model(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    assert find_model(tmp_path) == tmp_path / "model" == find_model(tmp_path / "model")
 
 
 def test_metrics_of_nothing(tmp_path):
