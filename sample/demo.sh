@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# First what the shipped models can do, then the whole main job on the sample data in this folder: text → vocabulary →
+# First what the bundled models can do, then the whole main job on the sample data in this folder: text → vocabulary →
 # blocks → encoder → question answering.
 # usage: sample/demo.sh [OUTPUT]   (default: demo-run; what is there is replaced)
 set -euo pipefail
@@ -12,7 +12,7 @@ step() { printf '\n\033[1m── %s\033[0m\n' "$*"; }
 run() { printf '\033[2m$ spanbert'; printf ' %q' "$@"; printf '\033[0m\n'; "$spanbert" "$@"; }
 rm -rf "$out" && mkdir -p "$out"
 
-printf '\033[1mWith the models that ship here\033[0m\n'
+printf '\033[1mWith the bundled models\033[0m\n'
 
 step "1. What span masking does to a text"
 run masks "The canal was opened in November 1869 after ten years of work, and ships no longer had to sail around Africa."
@@ -28,7 +28,7 @@ run ask --context sample/text.txt --n-best 2 \
   "How many ships were trapped in the Great Bitter Lake?" "Why does the canal have no locks?"
 
 step "4. The official score on 504 questions that it was not trained on"
-run evaluate qa sample/squad-dev.json.gz --output "$out/shipped"
+run evaluate qa sample/squad-dev.json.gz --output "$out/bundled"
 
 printf '\n\033[1mThe same from scratch, from text to answers, in minutes\033[0m\n'
 

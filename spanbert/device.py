@@ -75,7 +75,8 @@ def matrix_rate(device: torch.device, precision: str, hidden: int = 768, seconds
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(3):
         a @ b
-    rates, deadline = [], time.perf_counter() + seconds
+    rates: list[float] = []
+    deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(rates) < 3:
         synchronise()
         begin = time.perf_counter()

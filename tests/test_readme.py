@@ -52,5 +52,5 @@ def test_the_demo_runs(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "out" / "qa" / "model" / "config.json").is_file()
-    for evaluation in ("shipped", "evaluation"):
+    for evaluation in ("bundled", "evaluation"):
         assert (tmp_path / "out" / evaluation / "predictions.json").is_file()

@@ -4,7 +4,7 @@ A sample is ``[CLS] A [SEP] B [SEP]`` with token types 0 and 1. A is the first h
 samples, the rest of the same block, for the others the second half of a block of another document. A linear layer on
 the pooled ``[CLS]`` tells which. Masks, masker, optimizer, schedule and step size are those of ``spanbert pretrain``.
 
-It exists for ``benchmarks.ablation.run`` alone, so it is short: a run that was stopped begins anew.
+It exists for ``benchmarks.ablation.run`` alone, so it is short: a run that was stopped begins again.
 """
 
 from __future__ import annotations

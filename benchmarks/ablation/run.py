@@ -7,7 +7,7 @@ pretraining at all, without which nobody could tell whether the budget suffices.
 same weights, gets the same compute (an arm whose token costs more sees fewer), and is fine-tuned alike on SQuAD.
 (The paper's table 6 compares masks under NSP; here masks are compared on single sequences, its final recipe.)
 
-The same command again skips what is done, goes on with what was interrupted, and reports what there is. It may run
+The same command again skips what is done, resumes what was interrupted, and reports what there is. It may run
 several times side by side over one output: a run belongs to the process that holds its folder.
 """
 
@@ -84,7 +84,7 @@ def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> d
 
 
 def _finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAConfig) -> None:
-    """Begin, or go on with, the run in ``options.output`` until it has left its model."""
+    """Begin, or resume, the run in ``options.output`` until it has left its model."""
     finished = options.output / "model"
     if not finished.is_dir():
         command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
@@ -152,7 +152,7 @@ def run(config: AblationConfig) -> None:
                 job.join()
             raise
         if any(job.exitcode for job in jobs):
-            raise UserError(f"{sum(bool(job.exitcode) for job in jobs)} of {len(jobs)} jobs could not go on: see above")
+            raise UserError(f"{sum(bool(job.exitcode) for job in jobs)} of {len(jobs)} jobs failed: see above")
     write_report(config)
 
 
@@ -204,7 +204,7 @@ def _exit_status(function: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         if multiprocessing.parent_process() is None:
-            print("stopped; the same command goes on", file=sys.stderr)
+            print("stopped; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -34,7 +34,7 @@ class ColdStartConfig:
     """Time `spanbert ask` from a cold start."""
 
     model: Path | None = None
-    """Model folder; left out, the one that ships with this program."""
+    """Model folder; left out, the one that is bundled with this program."""
     runs: int = 5
     """Processes to start for each figure."""
 

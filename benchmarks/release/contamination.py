@@ -1,7 +1,7 @@
 """What a model may have seen before its examination: evaluation texts in the pretraining corpus and in the training file.
 
     python -m benchmarks.release.contamination dev-v1.1.json.gz --corpus wikipedia.txt.xz --train train-v1.1.json.gz \
-      [--predictions qa/predictions.json] [--json overlap.json]
+      [--predictions qa/predictions.json] [--json contamination.json]
 
 SQuAD's paragraphs are Wikipedia's, so a corpus made from Wikipedia holds some of them: not the questions and answers,
 but the texts to answer from. A text is compared by its windows of 13 words (lower case, without punctuation), a length at
@@ -34,12 +34,12 @@ from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 
-MOST_WORDS = 2_000_000  # remembered hashes of words; then it starts anew
+MOST_WORDS = 2_000_000  # remembered hashes of words; then it starts again
 BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
-class OverlapConfig:
+class ContaminationConfig:
     """Look for an evaluation file's texts in a corpus and in training files."""
 
     file: tyro.conf.Positional[Path]
@@ -109,7 +109,7 @@ def shares_found(paragraphs: list[str], texts: Iterable[str], length: int) -> tu
 
 
 def measure(
-    paragraphs: list[Paragraph], texts: Iterable[str], config: OverlapConfig
+    paragraphs: list[Paragraph], texts: Iterable[str], config: ContaminationConfig
 ) -> tuple[dict[str, Any], set[int]]:
     """→ figures, and which paragraphs count as seen."""
     found, windows = shares_found([p.context for p in paragraphs], texts, config.words)
@@ -154,7 +154,7 @@ def corpus_texts(corpus: Corpus) -> Iterator[str]:
             bar.update(corpus.progress.bytes - bar.n)
 
 
-def run(config: OverlapConfig) -> dict[str, Any]:
+def run(config: ContaminationConfig) -> dict[str, Any]:
     """All figures, printed and as a dictionary."""
     if config.words < 1 or not 0 < config.share <= 1:
         raise UserError("--words must be at least 1, --share above 0 and at most 1")
@@ -187,7 +187,7 @@ def run(config: OverlapConfig) -> dict[str, Any]:
     return result
 
 
-def describe(name: str, figures: dict[str, Any], config: OverlapConfig) -> str:
+def describe(name: str, figures: dict[str, Any], config: ContaminationConfig) -> str:
     return (
         f"{name}: {figures['paragraphs_seen']:,} of {figures['paragraphs']:,} paragraphs have at least "
         f"{config.share:.0%} of their {config.words}-word windows there, {figures['paragraphs_whole']:,} all, "
@@ -201,7 +201,7 @@ def describe(name: str, figures: dict[str, Any], config: OverlapConfig) -> str:
 
 def main() -> int:
     try:
-        result = run(tyro.cli(OverlapConfig, description=OverlapConfig.__doc__))
+        result = run(tyro.cli(ContaminationConfig, description=ContaminationConfig.__doc__))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The README.md of a shipped model, from what was measured: no figure in it is written by hand."""
+"""The README.md of a bundled model, from what was measured: no figure in it is written by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHOSEN_ON = "How sure it must be to decline was chosen on {dev}, so its score th
 
 ENCODER_USE = """    spanbert fill "The [SPAN:2] of France is Paris."          # --head mlm, sbo or both
     spanbert masks "Any sentence shows how spans are masked."
-    spanbert finetune qa --init shipped --train train.json --output qa"""
+    spanbert finetune qa --init bundled --train train.json --output qa"""
 
 QA_USE = """    spanbert ask --context text.txt "When was the canal opened?"
     spanbert evaluate qa dev-v1.1.json"""
@@ -41,7 +41,7 @@ DATA_SQUAD = """* Fine-tuning: {train}, from SQuAD (Rajpurkar et al. 2016, 2018,
 CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."""
 
 LICENCE = """The weights are offered under CC BY-SA 4.0, as the texts that they were made from ask of what is made from them; the program \
-around them is under Apache-2.0. Changed against the sources: the texts were cut into word pieces and turned into weights."""
+around them is under Apache-2.0. Changed against the sources: the texts were cut into subword tokens and turned into weights."""
 
 LIMITS = """Small, English, cased, and from one year's encyclopedia: it knows little about the world and nothing after 2015, it repeats whatever \
 slant its sources have, and its probabilities are not calibrated. Nobody should rely on its answers unread."""
@@ -69,7 +69,7 @@ def encoder_card(facts: dict[str, Any]) -> str:
     rows = [
         (masks, name, scores[f"unigram_{key}_loss"], scores[f"{key}_loss"], f"{100 * scores[f'{key}_accuracy']:.1f} %")
         for masks, scores in facts["scores"].items()
-        for name, key in (("MLM, all masked pieces", "mlm"), ("SBO, from a span's two neighbours", "sbo"))
+        for name, key in (("MLM, all masked tokens", "mlm"), ("SBO, from a span's two neighbours", "sbo"))
     ]
     names = {"mlm": "MLM", "sbo": "SBO", "both": "both"}
     fills = [(f"`{text}`", names[head], " / ".join(found)) for text, head, found in facts["fills"]]
@@ -80,7 +80,7 @@ def encoder_card(facts: dict[str, Any]) -> str:
             "Scores",
             f"On {facts['sequences']:,} held-out blocks of {facts['data']} (never trained on, masks fixed by seed "
             f"{facts['seed']}), these bf16 weights, {facts['precision']} arithmetic, one training run. Losses in nats; "
-            "the baseline predicts every piece by its frequency in the corpus.",
+            "the baseline predicts every token by its frequency in the corpus.",
             table(("masks", "objective", "unigram baseline", "loss", "right"), rows),
         )
         + section("Examples", "The three best fills, whatever they are:", table(("text", "head", "fills"), fills))
@@ -107,7 +107,7 @@ def qa_card(facts: dict[str, Any]) -> str:
             f"(seed {facts['seed']}).",
             table(("questions of", "EM", "F1", "questions", "answerable: F1", "unanswerable: F1"), rows),
             CHOSEN_ON.format(**facts) if facts["null_allowed"] else "",
-            _overlap(facts.get("overlap")),
+            _contamination(facts.get("contamination")),
         )
         + section(
             "What it gets wrong",
@@ -139,7 +139,7 @@ def _score_row(name: str, metrics: dict[str, Any]) -> tuple[Any, ...]:
     return (name, metrics["exact"], metrics["f1"], int(metrics["total"]), *parts)
 
 
-def _overlap(found: dict[str, Any] | None) -> str:
+def _contamination(found: dict[str, Any] | None) -> str:
     """What the model may have seen of its examination."""
     if found is None:
         return ""

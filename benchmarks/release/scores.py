@@ -1,4 +1,4 @@
-"""What a shipped model can do, measured on the bf16 weights as they will lie in the package: scores, mistakes, examples."""
+"""What a bundled model can do, measured on the bf16 weights as they will lie in the package: scores, mistakes, examples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_whole(folder: Path, cls: type, heads: tuple[str, ...]) -> Any:
     """A model whose every tensor came from the file. Raises UserError when a head was only initialised."""
     model, report = load_model(folder, cls)
     if report.initialised or not all(report.has(head) for head in heads):
-        raise UserError(f"{folder} is not complete, it cannot be shipped: {report}")
+        raise UserError(f"{folder} is not complete, it cannot be bundled: {report}")
     return model.eval()
 
 
@@ -132,7 +132,7 @@ def encoder_scores(folder: Path, data: Path, mask: MaskConfig, sequences: int, s
 
 
 def fills_of_examples(folder: Path, top_k: int = 3) -> list[tuple[str, str, list[str]]]:
-    """(text, head, best fills), the pieces of several spans with " … " between."""
+    """(text, head, best fills), the tokens of several spans with " … " between."""
     model = load_whole(folder, SpanBertForPretraining, ("mlm", "sbo"))
     tokenizer, rows = Tokenizer.load(folder), []
     for text in BLANKS:

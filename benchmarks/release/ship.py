@@ -28,7 +28,7 @@ import torch
 import tyro
 
 from benchmarks.finetuning import cold_start
-from benchmarks.release import contamination as overlap
+from benchmarks.release import contamination
 from benchmarks.release.model_card import encoder_card, qa_card
 from benchmarks.release.provenance import commands, config_of, cost, place, run_of
 from benchmarks.release.scores import (
@@ -60,7 +60,7 @@ MOST_BYTES = 70_000_000
 
 @dataclass(frozen=True)
 class ShipConfig:
-    """Write the shipped models and their cards from run folders."""
+    """Write the bundled models and their cards from run folders."""
 
     encoder: Path
     """Run of `spanbert pretrain`."""
@@ -169,7 +169,7 @@ def shape_of(folder: Path, model: torch.nn.Module) -> str:
     raw = read_json(folder / "config.json")
     return (
         f"{raw['num_hidden_layers']} layers of width {raw['hidden_size']}, {raw['num_attention_heads']} heads, a cased "
-        f"vocabulary of {raw['vocab_size']:,} pieces, {count_parameters(model):,} parameters, stored as bf16"
+        f"vocabulary of {raw['vocab_size']:,} tokens, {count_parameters(model):,} parameters, stored as bf16"
     )
 
 
@@ -217,7 +217,7 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
         ),
         "dev": config.dev.name,
         "scores": {name: evaluation.metrics for name, evaluation in evaluations.items()},
-        "overlap": seen_before(config, train, predictions),
+        "contamination": seen_before(config, train, predictions),
         "examples": answers_to_examples(folder, config.text.read_text(encoding="utf-8")),
         "cold_start": dataclasses.asdict(cold_start.measure(folder.resolve())),
     }
@@ -236,7 +236,9 @@ def seen_before(config: ShipConfig, train: Path, predictions: dict[str, str]) ->
     with tempfile.TemporaryDirectory() as temporary:
         answers = Path(temporary) / "predictions.json"
         answers.write_text(json.dumps(predictions), encoding="utf-8")
-        return overlap.run(overlap.OverlapConfig(config.dev, corpus=config.corpus, train=training, predictions=answers))
+        return contamination.run(
+            contamination.ContaminationConfig(config.dev, corpus=config.corpus, train=training, predictions=answers)
+        )
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ equally long sequences to PyTorch's fused kernels; ``triton`` is the variable-le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,8 @@ def attention_of_projection(
     if backend == "triton":
         kernels = load_kernels()
         return kernels.attention_varlen_qkv(qkv_T3HD, cu_seqlens, max_seqlen, dropout_p, seed, plan=plan)
-    return attention(*qkv_T3HD.unbind(1), cu_seqlens, max_seqlen, dropout_p, backend, seed)
+    q_THD, k_THD, v_THD = qkv_T3HD.unbind(1)
+    return attention(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
 
 
 def attention_plan(x_TH: Tensor, cu_seqlens: Tensor, head_dim: int, backend: str) -> Any:
@@ -103,7 +104,11 @@ def _by_length(
     seed: Tensor | int,
 ) -> Tensor:
     """Equally long sequences that are neighbours form a batch without padding."""
-    body = {"eager": partial(_eager, generator=_byte_generator(q_THD, dropout_p, seed)), "sdpa": _sdpa}[backend]
+    bodies: dict[str, Callable[..., Tensor]] = {
+        "eager": partial(_eager, generator=_byte_generator(q_THD, dropout_p, seed)),
+        "sdpa": _sdpa,
+    }
+    body = bodies[backend]
     groups = list(_equal_length_groups(cu_seqlens, max_seqlen, q_THD.shape[0], q_THD.shape[1]))
     rows = [count * length for count, length in groups]
     outputs = []

@@ -46,7 +46,7 @@ class Embeddings(nn.Module):
         return dropout(x_TH, self.dropout_p if self.training else 0.0, seed)
 
 
-class Joint(nn.Module):
+class DropoutAddLayerNorm(nn.Module):
     """LayerNorm(residual + dropout(x W + b)): how both halves of a layer end. One kernel after the product on a GPU."""
 
     def __init__(self, in_features: int, config: EncoderConfig):
@@ -72,16 +72,16 @@ class Joint(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each closed by a joint."""
+    """Self-attention and feed-forward, each closed by dropout, residual addition and LayerNorm."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.heads = config.num_attention_heads
         self.attention_dropout_p = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.attention_out = Joint(config.hidden_size, config)
+        self.attention_out = DropoutAddLayerNorm(config.hidden_size, config)
         self.feed_forward_in = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.feed_forward_out = Joint(config.intermediate_size, config)
+        self.feed_forward_out = DropoutAddLayerNorm(config.intermediate_size, config)
 
     def forward(
         self, x_TH: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str, seed: Tensor | int, plan: Any = None

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import AddedToken as _AddedToken
@@ -117,10 +117,11 @@ class Tokenizer:
             fast.add_special_tokens([added]) if token.special else fast.add_tokens([added])
         return fast
 
-    def __reduce__(self):  # so that worker processes may receive one; the word cache stays behind
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For worker processes, which may receive one; the word cache stays behind.
         return _rebuild, (self._ids, self._settings())
 
-    def _settings(self) -> dict:
+    def _settings(self) -> dict[str, Any]:
         names = ("lowercase", "strip_accents", "split_chinese", "clean_text", "unk_token", "longest_word", "added")
         return {name: getattr(self, name) for name in (*names, "numbered")}
 

@@ -37,7 +37,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most ``max_norm`` → the norm before, () fp32.
+    """Scale all gradients so that the norm of all of them together is at most ``max_norm`` → the norm before, () fp32.
 
     ``max_norm`` 0 only measures. Of sharded gradients the norm is that of the whole.
     """

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.release import contamination as overlap
-from benchmarks.release.contamination import OverlapConfig, WindowHashes, run, shares_found
+from benchmarks.release import contamination
+from benchmarks.release.contamination import ContaminationConfig, WindowHashes, run, shares_found
 from spanbert.errors import UserError
 
 
@@ -78,7 +78,7 @@ def test_a_window_does_not_reach_over_the_end_of_a_document() -> None:
 def test_hashes_do_not_depend_on_the_memory_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
     text = prose(300, 10)
     expected = WindowHashes(5).of(text)
-    monkeypatch.setattr(overlap, "MOST_WORDS", 10)
+    monkeypatch.setattr(contamination, "MOST_WORDS", 10)
     forgetful = WindowHashes(5)
     for _ in range(3):
         assert np.array_equal(forgetful.of(text), expected)
@@ -90,7 +90,7 @@ def test_case_and_punctuation_do_not_hide_a_copy_and_scores_are_given_apart(
     predictions = tmp_path / "predictions.json"
     right = {f"dev-{number}": text.split()[0] for number, text in enumerate([COPIED, HALF])}
     predictions.write_text(json.dumps({**right, "dev-2": "wrong", "dev-3": "only"}))
-    config = OverlapConfig(
+    config = ContaminationConfig(
         files["dev"],
         corpus=(str(files["corpus"]),),
         train=(files["train"],),
@@ -113,15 +113,15 @@ def test_case_and_punctuation_do_not_hide_a_copy_and_scores_are_given_apart(
 def test_a_dev_paragraph_in_the_training_file_is_an_error(
     files: dict[str, Path], train: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["overlap", str(files["dev"]), "--train", str(files[train])])
-    assert overlap.main() == status
+    monkeypatch.setattr(sys, "argv", ["contamination", str(files["dev"]), "--train", str(files[train])])
+    assert contamination.main() == status
 
 
 def test_questions_asked_in_both_files_are_named(files: dict[str, Path]) -> None:
-    result = run(OverlapConfig(files["dev"], train=(files["train"],)))
+    result = run(ContaminationConfig(files["dev"], train=(files["train"],)))
     assert result["train"][0]["questions_repeated"] == ["What begins text 0?", "What begins text 1?"]
 
 
 def test_nothing_to_compare_with_is_a_mistake(files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="--corpus, --train or both"):
-        run(OverlapConfig(files["dev"]))
+        run(ContaminationConfig(files["dev"]))

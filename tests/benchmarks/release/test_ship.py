@@ -96,7 +96,7 @@ def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> No
     assert "1.25 s, of which loading the model 0.12 s" in card
     assert "spanbert pretrain blocks --output pretrained --init-from start --steps 6 --batch-size 8 --lr 0.001" in card
     assert "spanbert finetune qa --train qa_v1.json --output qa --init pretrained" in card
-    assert facts["qa"]["overlap"]["train"][0]["paragraphs_whole"] == 2
+    assert facts["qa"]["contamination"]["train"][0]["paragraphs_whole"] == 2
     assert "qa_v1.json holds 2 of these paragraphs whole" in card, "trained on what it is examined on: the card says it"
     assert "A note." in card
     for words in ("CC BY-SA 3.0", "CC BY-SA 4.0", "It always answers"):
@@ -105,7 +105,7 @@ def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> No
     assert set(facts["encoder"]["scores"]) == {"subword, 30%", "geometric, 15%"}, "its own masks and the paper's"
     for masks, scores in facts["encoder"]["scores"].items():
         assert (
-            f"| {masks} | MLM, all masked pieces | {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |"
+            f"| {masks} | MLM, all masked tokens | {scores['unigram_mlm_loss']:.2f} | {scores['mlm_loss']:.2f} |"
             in encoder
         )
     assert "`The war ended in [SPAN:1].` | SBO |" in encoder

@@ -1,7 +1,6 @@
 """Training a vocabulary: deterministic, on a seeded sample, with every frequent character in it."""
 
 import dataclasses
-import random
 import subprocess
 import sys
 
@@ -13,39 +12,6 @@ from pretrain.data.train_tokenizer import TrainTokenizerConfig, run_train_tokeni
 from spanbert.errors import UserError
 from spanbert.tokenizer import wordpiece
 from spanbert.tokenizer.wordpiece import Tokenizer
-
-WORDS = [
-    "born",
-    "free",
-    "equal",
-    "dignity",
-    "rights",
-    "reason",
-    "conscience",
-    "spirit",
-    "naïve",
-    "Füße",
-    "人权",
-    "[SEP]",
-    "human,",
-    "beings.",
-    "don't",
-    "1948",
-]
-
-
-def make_documents(number: int, seed: int = 0) -> list[str]:
-    chance = random.Random(seed)
-    return [
-        f"Title {i}.\n" + " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, 400))) for i in range(number)
-    ]
-
-
-@pytest.fixture
-def corpus_file(tmp_path):
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(make_documents(60)), encoding="utf-8")
-    return path
 
 
 def test_tokenizer_command(corpus_file, tmp_path, capsys):

@@ -19,6 +19,7 @@ from spanbert.checkpoint.model_folder import load_model, load_model_and_tokenize
 from spanbert.checkpoint.weight_checks import check_vocabulary, is_finite
 from spanbert.cli import main
 from spanbert.errors import UserError
+from spanbert.model.batch import PackedBatch
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
@@ -256,8 +257,8 @@ def test_question_answering_with_one_token_type(tmp_path):
     model = SpanBertForQuestionAnswering(dataclasses.replace(SHAPE, type_vocab_size=1)).eval()
     ids_T, cu_seqlens = torch.tensor([2, 7, 3, 8, 9, 3]), torch.tensor([0, 6], dtype=torch.int32)
     types_T = torch.tensor([0, 0, 0, 1, 1, 1])
-    start_T, end_T = model(ids_T, cu_seqlens, 6, types_T)
-    expected = model(ids_T, cu_seqlens, 6, torch.zeros_like(types_T))
+    start_T, end_T = model(PackedBatch(ids_T, cu_seqlens, 6, types_T))
+    expected = model(PackedBatch(ids_T, cu_seqlens, 6, torch.zeros_like(types_T)))
     assert torch.equal(start_T, expected[0]) and torch.equal(end_T, expected[1])
     start_T.sum().backward()
     assert model.encoder.embeddings.token_type.weight.grad.abs().sum() > 0

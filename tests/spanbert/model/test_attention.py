@@ -20,7 +20,7 @@ def qkv(total: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[
     return fused_T3HD.unbind(1)
 
 
-def law(q_THD, k_THD, v_THD, cu_seqlens):
+def reference(q_THD, k_THD, v_THD, cu_seqlens):
     outputs = []
     for start, end in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
         q, k, v = (x[start:end].double().transpose(0, 1) for x in (q_THD, k_THD, v_THD))
@@ -38,7 +38,7 @@ def test_equals_the_definition_with_gradients(backend, lengths, slack):
     leaves = [x.clone().requires_grad_() for x in qkv(sum(lengths))]
     exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
     output_THD = attention(*leaves, cu_seqlens, max(lengths) + slack, backend=backend)
-    exact_THD = law(*exact_leaves, cu_seqlens)
+    exact_THD = reference(*exact_leaves, cu_seqlens)
     assert output_THD.shape == exact_THD.shape
     assert (output_THD - exact_THD).abs().max() < 2e-6
     cotangent_THD = torch.randn(exact_THD.shape, generator=torch.Generator().manual_seed(9))

@@ -137,7 +137,7 @@ def test_flops_of_base_are_six_per_weight_and_token_plus_attention():
 
 @pytest.mark.parametrize("head_dim", [32, 64])
 def test_the_triton_backend_is_the_same_model(head_dim):
-    """Wired to every kernel: plan, packed attention, joints, GELU, vocabulary loss. On a CPU these run their laws."""
+    """Wired to every kernel: plan, packed attention, fused dropout-add-LayerNorm, GELU, vocabulary loss. On a CPU these run their references."""
     from spanbert.model.batch import PackedBatch, Targets
     from spanbert.model.models import SpanBertForPretraining
 

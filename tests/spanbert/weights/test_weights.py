@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from finetune.tasks.qa.answerer import QuestionAnswerer
-from spanbert import weights as shipped
+from spanbert import weights as bundled
 from spanbert.checkpoint.model_folder import build_model, load_model, save_model
 from spanbert.cli import main
 from spanbert.model.config import EncoderConfig
@@ -42,11 +42,11 @@ HEAVY = (
 )
 
 
-# --- the weights as they are shipped --------------------------------------------------------------------------------
+# --- the weights as they are bundled --------------------------------------------------------------------------------
 
 
 def folder_of(kind: str) -> Path:
-    return {"encoder": shipped.encoder_path, "qa": shipped.qa_model_path}[kind]()
+    return {"encoder": bundled.encoder_path, "qa": bundled.qa_model_path}[kind]()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,8 +68,8 @@ def test_every_shipped_tensor_was_trained(kind: str) -> None:
 
 
 def test_the_shipped_models_share_a_tokenizer_and_fit_a_package() -> None:
-    assert Tokenizer.load(folder_of("qa")).fingerprint == Tokenizer.load(shipped.tokenizer_path()).fingerprint
-    assert sum(file.stat().st_size for file in shipped.WEIGHTS.rglob("*") if file.is_file()) <= 70_000_000
+    assert Tokenizer.load(folder_of("qa")).fingerprint == Tokenizer.load(bundled.tokenizer_path()).fingerprint
+    assert sum(file.stat().st_size for file in bundled.WEIGHTS.rglob("*") if file.is_file()) <= 70_000_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,14 +98,14 @@ def test_the_shipped_encoder_fills_and_its_tokenizer_masks(capsys: pytest.Captur
 
 @pytest.fixture
 def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two tiny models in the place of the shipped ones."""
+    """Two tiny models in the place of the bundled ones."""
     characters = sorted(set(TEXT + QUESTION) - {" "})
     pieces = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters)]
     tokenizer = Tokenizer({piece: number for number, piece in enumerate(pieces)})
     shape = EncoderConfig(tokenizer.vocab_size, 32, 1, 2, 64, max_position_embeddings=384)
     for kind, (cls, _) in KINDS.items():
         save_model(tmp_path / "weights" / kind, build_model(cls, shape, 0), tokenizer)
-    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(bundled, "WEIGHTS", tmp_path / "weights")
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path
 
@@ -123,14 +123,14 @@ def test_no_model_named_means_the_shipped_one(made_up: Path, labelled: Path, cap
     assert main(["ask", "--context", text, QUESTION, "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"] in TEXT
     assert main(["evaluate", "qa", str(labelled), "--device", "cpu"]) == 0
-    assert f"spanbert ask {shipped.qa_model_path()}" in capsys.readouterr().out
+    assert f"spanbert ask {bundled.qa_model_path()}" in capsys.readouterr().out
     assert main(["fill", "The [SPAN:2] was built", "--device", "cpu"]) == 0
     assert "MLM and SBO heads together" in capsys.readouterr().out
     assert main(["masks", TEXT]) == 0
     run = made_up / "run"
     options = ["--init", "shipped", "--train", str(labelled), "--output", str(run), "--epochs", "1", "--device", "cpu"]
     assert main(["finetune", "qa", *options]) == 0
-    assert f"starting from {shipped.encoder_path()}" in capsys.readouterr().out
+    assert f"starting from {bundled.encoder_path()}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_no_model_named_means_the_shipped_one(made_up: Path, labelled: Path, cap
 def test_without_weights_there_is_one_clear_sentence(
     arguments: list[str], tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path / "nothing")
+    monkeypatch.setattr(bundled, "WEIGHTS", tmp_path / "nothing")
     (tmp_path / "text.txt").write_text(TEXT)
     places = {"TEXT": tmp_path / "text.txt", "LABELLED": labelled, "RUN": tmp_path / "run"}
     assert main([str(places.get(word, word)) for word in arguments]) == 2
@@ -158,8 +158,8 @@ def test_without_weights_there_is_one_clear_sentence(
 def test_every_file_of_the_weights_goes_into_a_wheel(made_up: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["spanbert"]
-    for file in shipped.WEIGHTS.rglob("*.*"):
-        path = str(Path("weights") / file.relative_to(shipped.WEIGHTS))
+    for file in bundled.WEIGHTS.rglob("*.*"):
+        path = str(Path("weights") / file.relative_to(bundled.WEIGHTS))
         assert any(fnmatch(path, pattern) for pattern in patterns), path
 
 
@@ -169,8 +169,8 @@ def test_every_file_of_the_weights_goes_into_a_wheel(made_up: Path) -> None:
 def imported_by(arguments: list[str], weights: Path) -> set[str]:
     """Modules in memory after a command in a process of its own."""
     program = (
-        "import sys, json, pathlib; from spanbert import weights as shipped; from spanbert.cli import main; "
-        f"shipped.WEIGHTS = pathlib.Path({str(weights)!r}); status = main(); "
+        "import sys, json, pathlib; from spanbert import weights; from spanbert.cli import main; "
+        f"weights.WEIGHTS = pathlib.Path({str(weights)!r}); status = main(); "
         "print(json.dumps([status, sorted(sys.modules)]), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
@@ -184,13 +184,13 @@ def test_asking_and_filling_import_nothing_heavy(made_up: Path) -> None:
     """A decorator of PyTorch's compiler once brought 800 modules and a second of waiting into every start."""
     text = str(made_up / "text.txt")
     for arguments in (["ask", "--context", text, QUESTION], ["fill", "The [SPAN:2] was built"]):
-        modules = imported_by([*arguments, "--device", "cpu"], shipped.WEIGHTS)
+        modules = imported_by([*arguments, "--device", "cpu"], bundled.WEIGHTS)
         assert "torch" in modules
         assert [name for name in HEAVY if name in modules] == []
 
 
 def test_showing_masks_does_without_pytorch(made_up: Path) -> None:
-    modules = imported_by(["masks", TEXT], shipped.WEIGHTS)
+    modules = imported_by(["masks", TEXT], bundled.WEIGHTS)
     assert [name for name in (*HEAVY, "torch") if name in modules] == []
 
 
