@@ -42,7 +42,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 well, 2 the user's mistake, 130 interrupted).
+    """Run one command; return the exit status (0 well, 2 the user's mistake, 128 + a signal: stopped by it).
 
     Without ``arguments`` those of the process are taken, which then is this command's alone.
     """
@@ -76,6 +76,7 @@ def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]
     import tyro
 
     from spanbert.errors import UserError
+    from spanbert.training.signals import Stopped
 
     module_name, function_name, line = COMMANDS[words]
     try:
@@ -86,6 +87,8 @@ def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from spanbert.device import autocast, choose_device, choose_precision, describe, matrix_rate, tune_allocator
+from spanbert.device import autocast, choose_device, choose_precision, describe, measured_peak_flops, tune_allocator
 from spanbert.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_autocast():
 
 
 def test_matrix_rate_is_a_rate():
-    assert 1e6 < matrix_rate(torch.device("cpu"), "fp32", hidden=32, seconds=0.01) < 1e15
+    assert 1e6 < measured_peak_flops(torch.device("cpu"), "fp32", hidden=32, seconds=0.01) < 1e15
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
