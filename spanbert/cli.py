@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import spanbert
+from finetune.tasks import command_rows
 
 #: command words → (module, function, one line)
 COMMANDS = {
@@ -25,12 +26,7 @@ COMMANDS = {
         "make a new model that knows the corpus's counts, for short runs",
     ),
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
-    "finetune qa": ("finetune.train", "run_finetune_qa", "train an extractive question-answering model"),
-    "evaluate qa": (
-        "finetune.evaluate",
-        "run_evaluate_qa",
-        "score a question-answering model or a predictions file",
-    ),
+    **command_rows(),
     "ask": ("finetune.tasks.qa.ask", "run_ask", "answer questions over a text"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
