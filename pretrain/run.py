@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
-from pretrain.data.batches import DataOrder
+from pretrain.data.sampler import DataOrder
 from pretrain.schedule import Counters
 from pretrain.step_window import StepWindow
 from spanbert.checkpoint.architectures import UNTRAINED

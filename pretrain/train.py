@@ -14,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batches import DataOrder, StepBatches, load_steps
+from pretrain.data.batches import StepBatches, load_steps
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder
 from pretrain.data.streaming import stream_of
 from pretrain.masking.masker import Masker
 from pretrain.replay import replay

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain.data.batches import StepBatches, split_batch
+from pretrain.data.batches import StepBatches
+from pretrain.data.sampler import split_batch
 from pretrain.objective import TargetCounts, micro_batch_loss, summarise
 from spanbert.device import autocast
 from spanbert.distributed import Group

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batches import DataOrder, StepBatch, StepBatches, load_steps
+from pretrain.data.batches import StepBatch, StepBatches, load_steps
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder
 from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters, Schedule
 from spanbert.checkpoint.model_folder import load_model, save_model

@@ -12,8 +12,9 @@ from finetune.evaluate import Evaluation, evaluate_model, read_question_set
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
 from finetune.tasks.qa.records import QAReader, Question
-from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder
 from pretrain.inspect.fill import fill
 from pretrain.inspect.fill_template import parse_template
 from pretrain.masking.masker import MaskConfig, Masker

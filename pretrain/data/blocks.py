@@ -91,7 +91,7 @@ class Blocks:
         return self._spans[self._span_chunk[index]][begin : begin + self._span_count[index]]
 
     def unigram_counts(self) -> np.ndarray:
-        """How often each piece occurs, (largest id + 1,) int64; specials around blocks are not counted."""
+        """How often each token occurs, (largest id + 1,) int64; specials around blocks are not counted."""
         total = np.zeros(0, dtype=np.int64)
         for chunk in range(len(self._values)):
             rows = np.flatnonzero(self._chunk == chunk)

@@ -24,7 +24,7 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
         **asdict(read),
         "words": counts.words,
         "tokens": counts.tokens,
-        "pieces_per_word": round(counts.tokens / max(counts.words, 1), 4),
+        "tokens_per_word": round(counts.tokens / max(counts.words, 1), 4),
         "unknown_rate": counts.unknown / max(counts.tokens, 1),
         "no_token_documents": counts.no_token_documents,
         "blocks": blocks,
@@ -42,7 +42,7 @@ def print_report(report: dict) -> None:
         ("documents", f"{report['documents']:,}"),
         ("words", f"{report['words']:,}"),
         ("tokens", f"{report['tokens']:,}"),
-        ("pieces per word", f"{report['pieces_per_word']:.3f}"),
+        ("tokens per word", f"{report['tokens_per_word']:.3f}"),
         ("unknown", f"{report['unknown_rate']:.4%} of tokens"),
         ("blocks", f"{report['blocks']:,}, {report['fill']:.1%} full"),
         (

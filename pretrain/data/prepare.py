@@ -1,8 +1,8 @@
-"""Corpus to blocks of pieces: the command `spanbert prepare`.
+"""Corpus to blocks of tokens: the command `spanbert prepare`.
 
 Documents stream past in shards of fixed content; worker processes encode and write them; a last pass joins the shards
 to the data sets `train` and `validation`. Finished shards outlive an interruption: the same command goes on from them.
-No token is lost (§4.2): a document of n pieces becomes ceil(n / (block_length - 2)) blocks.
+No token is lost (§4.2): a document of n tokens becomes ceil(n / (block_length - 2)) blocks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SHARD_CHARACTERS = 8_000_000
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Turn text into blocks of pieces for pretraining."""
+    """Turn text into blocks of tokens for pretraining."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""

@@ -1,4 +1,4 @@
-"""One shard of a corpus: some documents to pieces, pieces to blocks, blocks to Arrow files. Runs in worker processes."""
+"""One shard of a corpus: some documents to tokens, tokens to blocks, blocks to Arrow files. Runs in worker processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pretrain.data.corpus import Document
 from spanbert.files import sync_file, write_atomic
 from spanbert.tokenizer.wordpiece import Tokenizer
 
-PIECE_CHARACTERS = 1 << 17  # a longer document is encoded in pieces cut at white space, which changes no token
+PART_CHARACTERS = 1 << 17  # a longer document is encoded in parts cut at white space, which changes no token
 ROWS_PER_BATCH = 1000
 SPLITS = ("train", "validation")
 
@@ -34,7 +34,7 @@ class Shard(NamedTuple):
 
 @dataclass
 class ShardCounts:
-    """Sums over documents and parts; block_lengths counts blocks by number of pieces (specials not included)."""
+    """Sums over documents and parts; block_lengths counts blocks by number of tokens (specials not included)."""
 
     words: int = 0
     tokens: int = 0
@@ -113,7 +113,7 @@ class ShardWriter:
     def _blocks(
         self, document: Document, ids: np.ndarray, spans: np.ndarray | None, counts: ShardCounts
     ) -> dict[str, list]:
-        """Columns for the ceil(n / room) blocks of one document of n pieces."""
+        """Columns for the ceil(n / room) blocks of one document of n tokens."""
         room = self.settings.block_length - 2  # [CLS] and [SEP] are put around a block when it is read
         starts = range(0, len(ids), room)
         blocks = [ids[start : start + room] for start in starts]
@@ -135,11 +135,11 @@ class ShardWriter:
 
     def _encode(self, text: str, marked: list[tuple[int, int]] | None) -> tuple[np.ndarray, np.ndarray | None]:
         """ids (n,) int32 and, when there is a sidecar, token spans (s, 2) int32."""
-        pieces = list(cut_text(text))
+        parts = list(cut_text(text))
         if marked is None:
-            return np.concatenate([self.tokenizer.encode_ids(piece) for piece in pieces]), None
-        encoded = self.tokenizer.encode_batch(pieces)
-        shifts = np.cumsum([0, *map(len, pieces)])
+            return np.concatenate([self.tokenizer.encode_ids(part) for part in parts]), None
+        encoded = self.tokenizer.encode_batch(parts)
+        shifts = np.cumsum([0, *map(len, parts)])
         offsets = np.concatenate([e.offsets + shift for e, shift in zip(encoded, shifts[:-1], strict=True)])
         ids = np.concatenate([e.ids for e in encoded])
         return ids, token_spans(marked, offsets, self.tokenizer.starts_word[ids])
@@ -173,10 +173,10 @@ _CUT = re.compile(r"[ \n\t\r]")
 
 
 def cut_text(text: str) -> Iterator[str]:
-    """Pieces of about PIECE_CHARACTERS, cut before white space: BERT splits words there anyway, so nothing changes."""
+    """Parts of about PART_CHARACTERS, cut before white space: BERT splits words there anyway, so nothing changes."""
     start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        match = _CUT.search(text, start + PIECE_CHARACTERS)
+    while len(text) - start > PART_CHARACTERS:
+        match = _CUT.search(text, start + PART_CHARACTERS)
         if match is None:
             break
         yield text[start : match.start()]

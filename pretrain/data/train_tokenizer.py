@@ -30,13 +30,13 @@ class TrainTokenizerConfig:
     output: Path
     """Folder to write: tokenizer.json, vocab.txt, tokenizer_config.json."""
     vocab_size: int = 28_996
-    """Pieces in the vocabulary, special tokens included (28,996: as the released SpanBERT models)."""
+    """Tokens in the vocabulary, special tokens included (28,996: as the released SpanBERT models)."""
     lowercase: bool = False
     """Lower-case the text and strip accents (BERT's "uncased"). SpanBERT is cased."""
     sample_mb: float = 64.0
     """Train on a random sample of whole documents of at most this many MB of text; 0 takes everything."""
     min_frequency: int = 2
-    """A merge of two pieces must occur this often."""
+    """A merge of two tokens must occur this often."""
     character_coverage: float = 0.9999
     """Rarest characters are left out ([UNK]) beyond this share of the sample's characters."""
     text_field: str = "text"
@@ -71,8 +71,8 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
     )
     tokenizer.save(config.output)
     if tokenizer.vocab_size < config.vocab_size:
-        print(f"note: the text gave {tokenizer.vocab_size:,} pieces, fewer than the {config.vocab_size:,} asked for")
-    print(f"wrote {config.output}: {tokenizer.vocab_size:,} pieces in {time.perf_counter() - began:.0f} s")
+        print(f"note: the text gave {tokenizer.vocab_size:,} tokens, fewer than the {config.vocab_size:,} asked for")
+    print(f"wrote {config.output}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - began:.0f} s")
     print(f"next: spanbert prepare {' '.join(config.inputs)} --tokenizer {config.output} --output CORPUS_FOLDER")
 
 
@@ -117,7 +117,7 @@ def train_wordpiece(
     min_frequency: int = 2,
     character_coverage: float = 0.9999,
 ) -> Tokenizer:
-    """A WordPiece vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] as ids 0…4, then characters, then merged pieces.
+    """A WordPiece vocabulary: [PAD] [UNK] [CLS] [SEP] [MASK] as ids 0…4, then characters, then merged tokens.
 
     Deterministic: equal texts give an equal vocabulary. The library numbers continuation characters ("##x") in the
     order of a randomised hash map and breaks ties between merges by those numbers; so they are all numbered here,
@@ -146,7 +146,7 @@ def train_wordpiece(
 
 
 def choose_alphabet(counts: Counter[str], coverage: float, limit: int) -> tuple[list[str], list[str]]:
-    """The most frequent characters that make up `coverage` of the text, at most `limit` pieces of vocabulary.
+    """The most frequent characters that make up `coverage` of the text, at most `limit` tokens of vocabulary.
 
     Returns (characters, those that can continue a word), both sorted: a Chinese character or a punctuation mark is
     always a word of its own and needs no "##" form.

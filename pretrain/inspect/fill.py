@@ -1,10 +1,10 @@
-"""``spanbert fill``: predict a masked span of several pieces with the MLM head, the SBO head, or both.
+"""``spanbert fill``: predict a masked span of several tokens with the MLM head, the SBO head, or both.
 
-``[SPAN:n]`` in a text stands for n masked pieces, ``[SPAN:a-b]`` for any number from a to b, ``[MASK]`` for one. Both
-heads predict every piece of a span at once, from the same forward pass: MLM from the piece's own output, SBO from the two
-visible tokens around the span and the piece's place in it (§3.2). ``both`` averages their log-probabilities and normalises:
+``[SPAN:n]`` in a text stands for n masked tokens, ``[SPAN:a-b]`` for any number from a to b, ``[MASK]`` for one. Both
+heads predict every token of a span at once, from the same forward pass: MLM from the token's own output, SBO from the two
+visible tokens around the span and the token's place in it (§3.2). ``both`` averages their log-probabilities and normalises:
 the order is that of the product, which is what the training objective adds up (§3.3), but the product itself counts
-twice what both heads know, such as which words are frequent (6.90 nats a piece against 9.15, on 287 held-out spans).
+twice what both heads know, such as which words are frequent (6.90 nats a token against 9.15, on 287 held-out spans).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class FillConfig:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model folder or run; left out, the model that ships with this program predicts."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = ""
-    """Text with [SPAN:3] (three pieces), [SPAN:1-4] (one to four) or [MASK] (one) in it."""
+    """Text with [SPAN:3] (three tokens), [SPAN:1-4] (one to four) or [MASK] (one) in it."""
     head: Literal["auto", "mlm", "sbo", "both"] = "auto"
     """Which head predicts; auto: every head that has been trained."""
     top_k: int = 5
-    """Candidates, and pieces for each position."""
+    """Candidates, and tokens for each position."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
@@ -57,7 +57,7 @@ class FillConfig:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Token:
     """What one masked position might be."""
 
     token: str
@@ -72,17 +72,17 @@ class Candidate:
     """The text of each span."""
     tokens: tuple[tuple[str, ...], ...]
     log_probability: float
-    """Sum over the pieces, in nats."""
+    """Sum over the tokens, in nats."""
     mean_log_probability: float
-    """Per piece: what candidates of different lengths are ranked by."""
+    """Per token: what candidates of different lengths are ranked by."""
 
 
 @dataclass(frozen=True)
 class Filled:
-    """All there is to say about a text: candidates, best first, and the pieces of each position of the best lengths."""
+    """All there is to say about a text: candidates, best first, and the tokens of each position of the best lengths."""
 
     candidates: list[Candidate]
-    positions: list[list[Piece]]
+    positions: list[list[Token]]
     template: Template
 
 
@@ -126,7 +126,7 @@ def choose_head(asked: str, report: LoadReport, path: str) -> Head:
 
 @torch.inference_mode()
 def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template, head: Head, top_k: int) -> Filled:
-    """The ``top_k`` best fills over all lengths that the template allows, ranked by mean log-probability per piece.
+    """The ``top_k`` best fills over all lengths that the template allows, ranked by mean log-probability per token.
 
     Positions are independent given the text, so the best fills of given lengths are exact, not searched for.
     Raises UserError when the text is too long for the model, or a span for the SBO head's table.
@@ -136,15 +136,15 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
         raise UserError(
             f"the spans allow {len(combinations)} combinations of lengths, at most {MOST_COMBINATIONS} are tried"
         )
-    longest = template.visible_pieces + max(sum(lengths) for lengths in combinations) + 2
+    longest = template.visible_tokens + max(sum(lengths) for lengths in combinations) + 2
     if longest > model.config.max_position_embeddings:
         raise UserError(
-            f"the text has {longest} pieces, the model takes {model.config.max_position_embeddings}: shorten it around the span"
+            f"the text has {longest} tokens, the model takes {model.config.max_position_embeddings}: shorten it around the span"
         )
     widest = max(max(lengths) for lengths in combinations)
     if head != "mlm" and widest > model.config.sbo_positions:
         raise UserError(
-            f"the SBO head was built for spans of at most {model.config.sbo_positions} pieces, not {widest}: use --head mlm"
+            f"the SBO head was built for spans of at most {model.config.sbo_positions} tokens, not {widest}: use --head mlm"
         )
     scored: list[tuple[Candidate, Tensor]] = []
     for start in range(0, len(combinations), BATCH):
@@ -154,7 +154,7 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
     scored.sort(key=lambda item: -item[0].mean_log_probability)
     probs, ids = scored[0][1].exp().topk(min(top_k, scored[0][1].shape[1]))
     positions = [
-        [Piece(tokenizer.token(i), p) for p, i in zip(ps, row, strict=True) if p > 0]
+        [Token(tokenizer.token(i), p) for p, i in zip(ps, row, strict=True) if p > 0]
         for ps, row in zip(probs.tolist(), ids.tolist(), strict=True)
     ]
     return Filled([candidate for candidate, _ in scored[:top_k]], positions, template)
@@ -167,9 +167,9 @@ def span_log_probs(
     combinations: list[tuple[int, ...]],
     head: Head,
 ) -> list[Tensor]:
-    """One (masked pieces, V) tensor of log-probabilities for each combination of lengths, from one packed forward pass.
+    """One (masked tokens, V) tensor of log-probabilities for each combination of lengths, from one packed forward pass.
 
-    A special token never fills a span, nor does a continuation piece ("##…") begin one: their log-probability is −∞.
+    A special token never fills a span, nor does a continuation token ("##…") begin one: their log-probability is −∞.
     """
     device = model.mlm.bias.device
     sequences = [template.with_masks(lengths, tokenizer) for lengths in combinations]
@@ -203,7 +203,7 @@ def span_log_probs(
 
 
 def best_fills(log_probs_MV: Tensor, lengths: tuple[int, ...], tokenizer: Tokenizer, top_k: int) -> list[Candidate]:
-    """The ``top_k`` most probable ways to choose one piece for every row, best first.
+    """The ``top_k`` most probable ways to choose one token for every row, best first.
 
     Row by row, keeping top_k prefixes: exact, since a row's choice does not depend on the others'.
     """
@@ -227,16 +227,16 @@ def render(result: Filled, head: Head, folder: Path, colour: bool) -> str:
     mark = ("\033[1;32m", "\033[0m") if colour else ("[", "]")
     name = {"mlm": "MLM head", "sbo": "SBO head", "both": "MLM and SBO heads together"}[head]
     several = any(blank.shortest != blank.longest for blank in result.template.blanks)
-    lines = [f"{folder}, {name}" + (", ranked by probability per piece" if several else "")]
+    lines = [f"{folder}, {name}" + (", ranked by probability per token" if several else "")]
     for rank, candidate in enumerate(result.candidates, 1):
         probability = (
             torch.tensor(candidate.mean_log_probability if several else candidate.log_probability).exp().item()
         )
         filled = result.template.render([f"{mark[0]}{text}{mark[1]}" for text in candidate.fills])
         lines.append(f"{rank:>3}. {percent(probability):>8}  {filled}")
-    lines.append("pieces of each position" + (" for the best lengths:" if several else ":"))
-    for number, pieces in enumerate(result.positions, 1):
-        lines.append(f"{number:>3}. " + "   ".join(f"{p.token} {percent(p.probability)}" for p in pieces))
+    lines.append("tokens of each position" + (" for the best lengths:" if several else ":"))
+    for number, tokens in enumerate(result.positions, 1):
+        lines.append(f"{number:>3}. " + "   ".join(f"{p.token} {percent(p.probability)}" for p in tokens))
     return "\n".join(lines)
 
 

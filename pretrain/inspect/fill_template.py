@@ -1,4 +1,4 @@
-"""Texts with holes: ``The [SPAN:3] of France`` → visible pieces, and holes of a length to be chosen."""
+"""Texts with holes: ``The [SPAN:3] of France`` → visible tokens, and holes of a length to be chosen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALMOST = re.compile(r"\[\s*(?:span|mask)[\s:\d–-]*\]", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Blank:
-    """A hole of ``shortest`` to ``longest`` pieces."""
+    """A hole of ``shortest`` to ``longest`` tokens."""
 
     shortest: int
     longest: int
@@ -33,14 +33,14 @@ class Masked:
 
 @dataclass(frozen=True)
 class Template:
-    """The text around the holes, as characters and as pieces: one more of each than there are holes."""
+    """The text around the holes, as characters and as tokens: one more of each than there are holes."""
 
     texts: list[str]
     ids: list[list[int]]
     blanks: list[Blank]
 
     @property
-    def visible_pieces(self) -> int:
+    def visible_tokens(self) -> int:
         return sum(map(len, self.ids))
 
     def with_masks(self, lengths: tuple[int, ...], tokenizer: Tokenizer) -> Masked:
@@ -70,7 +70,7 @@ def parse_template(text: str, tokenizer: Tokenizer) -> Template:
         if almost:
             raise UserError(f"{almost[0]!r} is not a span: write [SPAN:3], [SPAN:1-4] or [MASK]")
     if not blanks:
-        raise UserError("the text has no span to fill: write [SPAN:3] for three pieces, [SPAN:1-4] or [MASK]")
+        raise UserError("the text has no span to fill: write [SPAN:3] for three tokens, [SPAN:1-4] or [MASK]")
     ids = [encoded.ids.tolist() for encoded in tokenizer.encode_batch(texts)]
     if any(not visible for visible in ids[1:-1]):
         raise UserError("two spans have nothing between them that the model could see: make them one span")
@@ -81,11 +81,11 @@ def _blank(hole: re.Match[str]) -> Blank:
     if hole[0] == "[MASK]":
         return Blank(1, 1)
     if hole[1] is None:
-        raise UserError("'[SPAN]' has no length: write [SPAN:3] for three pieces or [SPAN:1-4] for one to four")
+        raise UserError("'[SPAN]' has no length: write [SPAN:3] for three tokens or [SPAN:1-4] for one to four")
     shortest = int(hole[1])
     longest = int(hole[2]) if hole[2] else shortest
     if not 1 <= shortest <= longest:
-        raise UserError(f"{hole[0]}: a span has at least one piece, and the first length must not be above the second")
+        raise UserError(f"{hole[0]}: a span has at least one token, and the first length must not be above the second")
     return Blank(shortest, longest)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pretrain.inspect.show_masks import Draw, Piece, Target
+from pretrain.inspect.mask_view import Draw, Target, Token
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --text: #1c2330; --soft: #667085; --line: #e3e6eb;
@@ -82,32 +80,32 @@ def _section(draw: Draw, shown: str) -> str:
 
 
 def _text(draw: Draw) -> str:
-    """The block's pieces, those of a span in one element."""
+    """The block's tokens, those of a span in one element."""
     parts = []
-    for number, piece in enumerate(draw.pieces):
+    for number, token in enumerate(draw.tokens):
         span = draw.span_of[number]
         before = draw.span_of[number - 1] if number else None
-        after = draw.span_of[number + 1] if number + 1 < len(draw.pieces) else None
-        gap = escape(piece.gap)
+        after = draw.span_of[number + 1] if number + 1 < len(draw.tokens) else None
+        gap = escape(token.gap)
         if span:
             opened, gap = (f'{gap}<span class="span" data-s="{span}">', "") if span != before else ("", gap)
-            parts.append(opened + _target(piece, gap) + ("</span>" if span != after else ""))
+            parts.append(opened + _target(token, gap) + ("</span>" if span != after else ""))
             continue
-        styles = [*(["special"] * (number in (0, len(draw.pieces) - 1))), *(["edge"] * piece.is_boundary)]
+        styles = [*(["special"] * (number in (0, len(draw.tokens) - 1))), *(["edge"] * token.is_boundary)]
         if not styles:
-            parts.append(gap + escape(piece.text))
+            parts.append(gap + escape(token.text))
             continue
         of_spans = " ".join(str(s) for s in (before, after) if s)
-        parts.append(f'{gap}<span class="{" ".join(styles)}" data-s="{of_spans}">{escape(piece.text)}</span>')
+        parts.append(f'{gap}<span class="{" ".join(styles)}" data-s="{of_spans}">{escape(token.text)}</span>')
     return "".join(parts)
 
 
-def _target(piece: Piece, gap: str) -> str:
+def _target(token: Token, gap: str) -> str:
     """A target, the gap before it if that is inside the span, and below it the random token that stands there."""
-    text = escape(piece.text)
-    if piece.stand_in == "random":
-        text = f"<ruby>{text}<rt>{escape(piece.seen)}</rt></ruby>"
-    return f'<span class="t {piece.stand_in}" title="{escape(piece.token)}">{gap}{text}</span>'
+    text = escape(token.text)
+    if token.stand_in == "random":
+        text = f"<ruby>{text}<rt>{escape(token.seen)}</rt></ruby>"
+    return f'<span class="t {token.stand_in}" title="{escape(token.token)}">{gap}{text}</span>'
 
 
 def _row(target: Target) -> str:

@@ -11,19 +11,19 @@ import sys
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
 
+from pretrain.inspect.mask_html import page
+from pretrain.inspect.mask_view import Draw, StandIn, Target, Token
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.batch import MaskedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import tokenizer_path
-
-StandIn = Literal["mask", "random", "kept"]
 
 
 @dataclass(frozen=True)
@@ -49,54 +49,6 @@ class MasksConfig:
     mask: Annotated[MaskConfig, tyro.conf.arg(name="")] = field(default_factory=MaskConfig)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One token of the text and what the model gets to see of it."""
-
-    gap: str
-    """White space, or whatever the tokenizer dropped, before it in the text."""
-    text: str
-    """Its characters in the text; for [CLS] and [SEP] their names."""
-    token: str
-    stand_in: StandIn | None
-    """What stands in its place; None when it is not a target."""
-    seen: str
-    """The token that stands in its place."""
-    is_boundary: bool
-
-
-@dataclass(frozen=True)
-class Target:
-    """One row of the span-boundary objective: `token` is predicted from left, right and position (§3.2)."""
-
-    span: int
-    left: str
-    right: str
-    position: int
-    token: str
-    stand_in: StandIn
-    seen: str
-    has_sbo: bool
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One mask of one block."""
-
-    title: str
-    pieces: list[Piece]
-    targets: list[Target]
-    span_of: list[int | None]
-    """For each piece, the number of the span it is in, from 1."""
-
-    @property
-    def summary(self) -> str:
-        content = len(self.pieces) - 2
-        spans = max((target.span for target in self.targets), default=0)
-        share = 100 * len(self.targets) / max(1, content)
-        return f"{len(self.targets)} of {content} tokens masked ({share:.1f} %) in {spans} span{'s' * (spans != 1)}"
-
-
 def run_masks(config: MasksConfig) -> None:
     """Mask, then print or write a page."""
     if min(config.draws, config.sbo_positions) < 1 or config.block_length < 3:
@@ -116,8 +68,6 @@ def run_masks(config: MasksConfig) -> None:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(render(draws, about, colour))
     else:
-        from pretrain.inspect.mask_html import page
-
         write_atomic(config.html, page(draws, about))
         print(f"wrote {config.html}: open it in a browser")
 
@@ -216,7 +166,7 @@ def _describe(
             )
         )
     boundaries = {*batch.targets.left_S.tolist(), *batch.targets.right_S.tolist()}
-    pieces, end = [], 0
+    tokens, end = [], 0
     for position, token_id in enumerate(flat_ids.tolist()):
         token = tokenizer.token(token_id)
         gap, shown = " " * (position > 0), token  # what stands around [CLS] and [SEP]
@@ -226,8 +176,8 @@ def _describe(
             shown, end = text[start:stop], stop
         stand_in = kind(position) if span_of[position] else None
         seen = tokenizer.token(int(batch.packed.input_ids_T[position]))
-        pieces.append(Piece(gap, shown, token, stand_in, seen, position in boundaries))
-    return Draw(title, pieces, targets, span_of)
+        tokens.append(Token(gap, shown, token, stand_in, seen, position in boundaries))
+    return Draw(title, tokens, targets, span_of)
 
 
 ON = {
@@ -254,17 +204,17 @@ def render(draws: list[Draw], about: str, colour: bool) -> str:
     blocks = [f"{about}\n{legend}"]
     for draw in draws:
         line = ""
-        for number, piece in enumerate(draw.pieces):
-            before = draw.pieces[number - 1].stand_in if number else None
-            after = draw.pieces[number + 1].stand_in if number + 1 < len(draw.pieces) else None
-            key = piece.stand_in or ("boundary" if piece.is_boundary else None)
-            if key is None and number in (0, len(draw.pieces) - 1):
+        for number, token in enumerate(draw.tokens):
+            before = draw.tokens[number - 1].stand_in if number else None
+            after = draw.tokens[number + 1].stand_in if number + 1 < len(draw.tokens) else None
+            key = token.stand_in or ("boundary" if token.is_boundary else None)
+            if key is None and number in (0, len(draw.tokens) - 1):
                 key = "dim"
             opened, closed = style[key] if key else ("", "")
-            if piece.stand_in:  # one mark around a run of pieces with the same stand-in
-                opened, closed = opened * (before != piece.stand_in), closed * (after != piece.stand_in)
-            joins = piece.stand_in is not None and before == piece.stand_in
-            line += (piece.gap + opened if not joins else piece.gap) + piece.text + closed
+            if token.stand_in:  # one mark around a run of tokens with the same stand-in
+                opened, closed = opened * (before != token.stand_in), closed * (after != token.stand_in)
+            joins = token.stand_in is not None and before == token.stand_in
+            line += (token.gap + opened if not joins else token.gap) + token.text + closed
         blocks.append(f"{style['dim'][0]}{draw.title}: {draw.summary}{style['dim'][1]}\n{line}")
         blocks += [table(draw)] * bool(draw.targets)
     return "\n\n".join(blocks)

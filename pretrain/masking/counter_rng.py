@@ -1,8 +1,8 @@
-"""Random numbers by address instead of by stream.
+"""Counter-based random numbers: each is a hash of where it is used.
 
 A numpy `Generator` per sequence costs tens of microseconds to seed, and one generator for all makes a number depend on
-how many were drawn before it. Here every number is a hash of its address, (seed, epoch, sequence index, purpose,
-counter): the same on any worker, rank, batch size and after any resume, and thousands of addresses are hashed at once.
+how many were drawn before it. Here every number is a hash of (seed, epoch, sequence index, purpose,
+counter): the same on any worker, rank, batch size and after any resume, and thousands of counters are hashed at once.
 
 The hash is the output function of SplitMix64 (Steele, Lea & Flood, *Fast splittable pseudorandom number generators*,
 OOPSLA 2014) over a Weyl sequence; each purpose starts its own sequence at a hashed key.
@@ -45,7 +45,7 @@ def stream(keys: np.ndarray, purpose: int) -> np.ndarray:
 
 
 def draw(stream_keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """64 random bits at each (stream, counter) address; the two arguments broadcast. Returns uint64."""
+    """64 random bits for each (stream, counter); the two arguments broadcast. Returns uint64."""
     return mix(stream_keys + np.asarray(counters).astype(np.uint64) * WEYL)
 
 

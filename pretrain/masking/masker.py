@@ -1,12 +1,13 @@
 """Span masking (§3.1): which tokens of a packed batch are hidden, and what stands in their place.
 
 A mask is a pure function of (seed, epoch, sequence index) and the sequence's own tokens, so that it is the same on any
-worker, rank and batch size and after any resume. What is masked is chosen in span_choice.py and word_choice.py, with
-the addressed random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
+worker, rank and batch size and after any resume. What is masked is chosen in span_sampler.py and word_sampler.py, with
+the counter-based random numbers of counter_rng.py. Nothing here loops over sequences or tokens.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,6 +49,10 @@ class MaskConfig:
             raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
         if not 0.0 < self.geometric_p < 1.0:
             raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
+        for name in ("scheme", "budget", "replacement"):
+            known = typing.get_args(typing.get_type_hints(MaskConfig)[name])
+            if getattr(self, name) not in known:
+                raise UserError(f"mask {name} {getattr(self, name)!r}: expected one of {', '.join(known)}.")
         if self.max_span_words < 1:
             raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
 
@@ -55,7 +60,7 @@ class MaskConfig:
 class Masker:
     """Masks packed batches. Immutable after construction, so that any number of workers may share one.
 
-    starts_word (V,) bool: whether a token id is a word's first piece. special_ids: ids that are never masked and never
+    starts_word (V,) bool: whether a token id is a word's first token. special_ids: ids that are never masked and never
     put in place of a token. unigram_counts (V,): how often each id occurs in the training text. seed: any integer.
     sbo_positions: rows of the SBO's position table; targets further into their span have no SBO target.
     Raises UserError when the counts are not those of this vocabulary, or all are zero.

@@ -15,7 +15,7 @@ leave the last one out would look neater and be wrong: long spans are more often
 Drawing lengths first and then one arrangement of all spans ("stars and bars") needs no redraws, but what a span costs
 in tokens depends on where it falls, and spans that the budget shortens would be placed as if they were long.
 
-Every draw has an address, (span k, try r), so the loop need not run one draw at a time. `place_ahead` takes the next 8
+Every draw has a counter, (span k, try r), so the loop need not run one draw at a time. `place_ahead` takes the next 8
 spans of all sequences at once as if they were not in each other's way, keeps of each sequence what comes before the
 first that is, and goes on from there; `place_next` is the loop's body. The outcome is the sequential loop's, bit by
 bit, whatever else is in the batch; a test holds it against the loop written out.

@@ -6,7 +6,7 @@ import numpy as np
 
 from pretrain.masking.counter_rng import draw, stream
 
-# purpose of the stream that orders words; those that place spans are numbered in span_choice.py
+# purpose of the stream that orders words; those that place spans are numbered in span_sampler.py
 UNIT_ORDER = 8
 
 
@@ -95,7 +95,7 @@ def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid
 def _lead_of_random_order(words: Words, keys_B: np.ndarray, share_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first maskable words of each sequence in a random order: word (B, N), and whether there is one (B, N).
 
-    The order is that of random numbers at the addresses of the words; only the numbers below `share_B` of their range
+    The order is that of random numbers of the words; only the numbers below `share_B` of their range
     are sorted. These lead the order, so the share decides how many words come out and never which.
     """
     count_B = np.diff(words.maskable_cu)

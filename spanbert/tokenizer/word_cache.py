@@ -1,7 +1,7 @@
-"""The fast way from text to ids for whole corpora: every distinct word is encoded once and remembered.
+"""The fast way from text to ids for whole corpora: every distinct word is encoded once and kept.
 
 WordPiece encodes each word by itself, so the ids of a text are the joined ids of its words, and text repeats its words
-(Zipf). The library stays the law: it is asked once about each character what that does to a text, and it encodes each
+(Zipf). The library stays the reference: it is asked once about each character what that does to a text, and it encodes each
 new word.
 """
 
@@ -12,10 +12,10 @@ import re
 import numpy as np
 from tokenizers import Tokenizer
 
-MOST_WORDS = 500_000  # about 100 MB; then it starts anew, which costs a few seconds of remembering again
+MOST_WORDS = 500_000  # about 100 MB; then it is emptied, which costs a few seconds of filling it again
 
 
-class WordMemory(dict):
+class WordCache(dict):
     """word -> its ids as int32 bytes, filled as words are asked for.
 
     tokenizer: BertNormalizer, BertPreTokenizer and WordPiece, without added tokens.
@@ -62,15 +62,15 @@ class WordMemory(dict):
             text = f"a{character}a"
             if self._by_character:
                 text = self._tokenizer.normalizer.normalize_str(text)
-            pieces = [piece for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-            if pieces == ["a", character, "a"]:
+            parts = [part for part, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+            if parts == ["a", character, "a"]:
                 self._alone.add(character)
-            elif pieces == ["a", "a"]:
+            elif parts == ["a", "a"]:
                 self._between.add(character)
-            elif pieces == ["aa"]:
+            elif parts == ["aa"]:
                 self._removed.add(character)
-            elif pieces != [f"a{character}a"]:
-                raise AssertionError(f"the library turns {character!r} into {pieces}")
+            elif parts != [f"a{character}a"]:
+                raise AssertionError(f"the library turns {character!r} into {parts}")
         self._known |= characters
         alone, between = _as_ranges(self._alone), _as_ranges(self._between)
         word = f"[^{alone}{between}]+" if alone or between else ".+"

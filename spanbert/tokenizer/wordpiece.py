@@ -1,4 +1,4 @@
-"""BERT WordPiece: text to piece ids with character offsets, and back.
+"""BERT WordPiece: text to token ids with character offsets, and back.
 
 Special tokens exist as ids only: text that contains a literal "[SEP]" or "[MASK]" is encoded like any other text
 ("[", "SE", "##P", "]"), so no document or question can close its own segment or plant a mask. Callers that want a
@@ -22,7 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from spanbert.config import read_json_object
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.tokenizer.word_cache import WordMemory
+from spanbert.tokenizer.word_cache import WordCache
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -30,7 +30,7 @@ LONGEST_WORD = 100  # characters; BERT turns a longer word into one [UNK]
 
 
 class Encoded(NamedTuple):
-    """One text as pieces, without special tokens and never truncated."""
+    """One text as tokens, without special tokens and never truncated."""
 
     ids: np.ndarray  # (n,) int32
     offsets: np.ndarray  # (n, 2) int32, [start, end) in characters of the text as given
@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """A WordPiece vocabulary with BERT's normaliser and word splitter (Devlin et al. 2019).
 
-    vocabulary: piece -> id, with ids exactly 0 … n-1 and the five special tokens under any id.
+    vocabulary: token -> id, with ids exactly 0 … n-1 and the five special tokens under any id.
     lowercase: lower-case the text (BERT's "uncased"); strip_accents follows it unless given, as in BERT.
     split_chinese: every Chinese character is a word of its own.
     numbered: the vocabulary came with its ids; False when they are the line numbers of a vocab.txt, which a lost line
@@ -62,7 +62,7 @@ class Tokenizer:
             raise UserError(f"{source} lacks {', '.join(missing)}: BERT needs all of {', '.join(SPECIAL_TOKENS)}")
         self.tokens: list[str] = sorted(vocabulary, key=vocabulary.__getitem__)
         if [vocabulary[token] for token in self.tokens] != list(range(len(self.tokens))):
-            raise UserError(f"{source} does not number its {len(self.tokens)} pieces 0 to {len(self.tokens) - 1}")
+            raise UserError(f"{source} does not number its {len(self.tokens)} tokens 0 to {len(self.tokens) - 1}")
         self.lowercase = lowercase
         self.strip_accents = strip_accents
         self.split_chinese = split_chinese
@@ -70,7 +70,7 @@ class Tokenizer:
         self._ids = dict(vocabulary)
         self._fast = self._build()
         strips = lowercase if strip_accents is None else strip_accents
-        self._memory = WordMemory(self._fast, by_character=not (lowercase or strips))
+        self._cache = WordCache(self._fast, by_character=not (lowercase or strips))
 
     def _build(self) -> _Tokenizer:
         # No special token is registered here: that is what keeps literal "[SEP]" in a text from becoming one.
@@ -80,7 +80,7 @@ class Tokenizer:
         fast.decoder = decoders.WordPiece(prefix=CONTINUATION)
         return fast
 
-    def __reduce__(self):  # so that worker processes may receive one; the memory of words stays behind
+    def __reduce__(self):  # so that worker processes may receive one; the word cache stays behind
         return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese, self.numbered)
 
     # --- reading and writing -------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Tokenizer:
         """Read a folder (tokenizer.json or vocab.txt), a vocab.txt or a tokenizer.json.
 
         Lower-casing comes from tokenizer.json or tokenizer_config.json. A bare vocab.txt does not say; it is taken
-        as cased when a piece of it has an upper-case letter. `lowercase` overrides all of these.
+        as cased when a token of it has an upper-case letter. `lowercase` overrides all of these.
         Raises UserError that names the missing file or entry.
         """
         path = Path(path)
@@ -151,15 +151,15 @@ class Tokenizer:
         ]
 
     def encode_ids(self, text: str) -> np.ndarray:
-        """The ids of encode(text), (n,) int32, several times as fast: words are remembered between calls."""
-        return self._memory.encode(whole_characters(text))
+        """The ids of encode(text), (n,) int32, several times as fast: a word cache is kept between calls."""
+        return self._cache.encode(whole_characters(text))
 
     def encode(self, text: str) -> Encoded:
         """Encode one text; no special tokens, no truncation."""
         return self.encode_batch([text])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Join pieces to text: spaces between words, none before punctuation; special tokens are shown."""
+        """Join tokens to text: spaces between words, none before punctuation; special tokens are shown."""
         return self._fast.decoder.decode([self.tokens[int(i)] for i in ids])
 
     def token(self, id: int) -> str:
@@ -201,7 +201,7 @@ class Tokenizer:
 
     @cached_property
     def starts_word(self) -> np.ndarray:
-        """(vocab_size,) bool: whether a piece begins a word, that is, does not begin with "##".
+        """(vocab_size,) bool: whether a token begins a word, that is, does not begin with "##".
 
         A lone "##" (the two characters cannot reach it: "#" is punctuation) counts as a word of its own.
         """
@@ -209,7 +209,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the pieces in order and the normaliser's settings: equal means equal ids for every text."""
+        """sha256 over the tokens in order and the normaliser's settings: equal means equal ids for every text."""
         strip = self.lowercase if self.strip_accents is None else self.strip_accents
         content = [self.tokens, self.lowercase, strip, self.split_chinese]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -240,11 +240,11 @@ def bert_normalizer(lowercase: bool, strip_accents: bool | None, split_chinese: 
 
 
 def _read_vocab_txt(path: Path) -> tuple[dict[str, int], dict]:
-    """One piece a line; the line number is the id."""
+    """One token a line; the line number is the id."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected one piece a line") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected one token a line") from error
     if lines[-1] == "":
         lines.pop()
     vocabulary: dict[str, int] = {}

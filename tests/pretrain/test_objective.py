@@ -13,8 +13,9 @@ import torch
 import torch.multiprocessing as mp
 
 from pretrain.config import PretrainConfig
-from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.objective import TargetCounts, summarise
 from pretrain.step import Stepper, agree

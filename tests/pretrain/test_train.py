@@ -105,8 +105,9 @@ def test_without_sbo_and_without_held_out_blocks(config, corpus, tmp_path, capsy
 def test_entities_masks_come_from_the_sidecar(config, corpus, tiny_model, tmp_path):
     """From characters in a file to masked tokens: every masked span of a block is one that the tagger gave, or a
     geometric one when the block has too few."""
-    from pretrain.data.batches import DataOrder, StepBatches
+    from pretrain.data.batches import StepBatches
     from pretrain.data.blocks import Blocks
+    from pretrain.data.sampler import DataOrder
     from pretrain.masking.masker import Masker
 
     text = (corpus.parent / "text.txt").read_text()
@@ -269,8 +270,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], where: str) -> None
 
 @pytest.mark.parametrize("where", ["gradient", "loss"])
 def test_a_step_that_is_not_finite_is_skipped_and_logged(config, corpus, monkeypatch, where):
-    from pretrain.data.batches import DataOrder
     from pretrain.data.blocks import Blocks
+    from pretrain.data.sampler import DataOrder
 
     poison(monkeypatch, {5}, where)
     options = config(steps=8)

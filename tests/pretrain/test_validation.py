@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.validation import Validation
 from spanbert.checkpoint.model_folder import load_model

@@ -15,9 +15,10 @@ import benchmarks.ablation.run as ablation
 from benchmarks.ablation.nsp import Pairs, pair_micro_batches
 from benchmarks.ablation.plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
 from benchmarks.ablation.report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
-from pretrain.data.batches import DataOrder, StepBatches
+from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.sampler import DataOrder
 from pretrain.data.train_tokenizer import train_wordpiece
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.step import Stepper

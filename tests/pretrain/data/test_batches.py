@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from pretrain.data.batches import DataOrder, StepBatches, load_steps, split_batch
+from pretrain.data.batches import StepBatches, load_steps
 from pretrain.data.blocks import Blocks
+from pretrain.data.sampler import DataOrder, split_batch
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.tokenizer.wordpiece import Tokenizer
 

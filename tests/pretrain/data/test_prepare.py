@@ -115,7 +115,7 @@ def test_no_token_is_lost(configure, tokenizer_folder):
     assert report["blocks"] == sum(-(-len(ids) // room) for ids in expected.values())
     assert report["tokens"] == sum(map(len, expected.values()))
     assert report["words"] == sum(int(tokenizer.starts_word[ids].sum()) for ids in expected.values())
-    assert report["documents"] == 60 and report["pieces_per_word"] > 1.5 and report["unknown_rate"] < 0.01
+    assert report["documents"] == 60 and report["tokens_per_word"] > 1.5 and report["unknown_rate"] < 0.01
     assert sum(report["block_length_histogram"].values()) == report["blocks"]
 
 
@@ -153,7 +153,7 @@ def test_long_documents_in_parts_lose_nothing(configure, monkeypatch, tokenizer_
     """Cut by the reader (parts) and by the encoder (pieces): neither may change a token or divide a document."""
     monkeypatch.setattr("pretrain.data.corpus.PART_BYTES", 700)
     monkeypatch.setattr("pretrain.data.readers.BLOCK_BYTES", 100)
-    monkeypatch.setattr(shards, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(shards, "PART_CHARACTERS", 50)
     config = configure()
     run_prepare(config)
     tokenizer = Tokenizer.load(tokenizer_folder)

@@ -113,7 +113,7 @@ def write_sidecar(path: Path, documents: list[str]) -> Path:
 
 
 def test_span_sidecar_reaches_the_blocks(configure, tmp_path, tokenizer_folder, monkeypatch):
-    monkeypatch.setattr(shards, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(shards, "PART_CHARACTERS", 50)
     sidecar = write_sidecar(tmp_path / "spans.jsonl", DOCUMENTS)
     config = configure(spans=sidecar)
     run_prepare(config)

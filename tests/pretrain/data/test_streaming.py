@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from pretrain.data.streaming import Cursor, StreamedSteps
+from pretrain.data.streaming import Cursor, StreamedSteps, StreamPlace, StreamPlan
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
@@ -31,7 +31,10 @@ def make(corpus):
 
     def build(**changes) -> StreamedSteps:
         sources = changes.pop("sources", (str(corpus.parent / "text.txt"),))
-        return StreamedSteps(sources, tokenizer, masker, **{**plain, **changes})
+        place = StreamPlace(
+            **{name: changes.pop(name) for name in ("first", "cursor", "rank", "world") if name in changes}
+        )
+        return StreamedSteps(StreamPlan(sources, **{**plain, **changes}), tokenizer, masker, place)
 
     return build
 

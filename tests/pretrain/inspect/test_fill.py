@@ -90,7 +90,7 @@ def test_holes_are_read(text, blanks, texts):
         ("the [SPAN] of", "no length"),
         ("the [span:3] of", r"'\[span:3\]' is not a span"),
         ("the [SPAN: 3] of", r"'\[SPAN: 3\]' is not a span"),
-        ("the [SPAN:0] of", "at least one piece"),
+        ("the [SPAN:0] of", "at least one token"),
         ("the [SPAN:4-2] of", "must not be above"),
         ("[MASK]\x00[SPAN:2]", "nothing between them"),
     ],
@@ -278,9 +278,9 @@ def test_colour_marks_the_fill():
 @pytest.mark.parametrize(
     ("text", "head", "words"),
     [
-        ("the [SPAN:7] of", "sbo", "at most 6 pieces, not 7"),
-        ("the [SPAN:2-7] of", "both", "at most 6 pieces, not 7"),
-        ("the [SPAN:23] of", "mlm", "27 pieces, the model takes 24"),
+        ("the [SPAN:7] of", "sbo", "at most 6 tokens, not 7"),
+        ("the [SPAN:2-7] of", "both", "at most 6 tokens, not 7"),
+        ("the [SPAN:23] of", "mlm", "27 tokens, the model takes 24"),
         ("[SPAN:1-5] of [SPAN:1-5] is [SPAN:1-5] of [SPAN:1-5]", "mlm", "625 combinations"),
     ],
 )

@@ -38,16 +38,16 @@ def test_prints_spans_boundaries_and_targets(tokenizer_folder, capsys):
     assert "\033" not in out
     masked = re.findall(r"\{[~=]?([^}]*)\}", line)
     assert len(masked) == len({target.span for target in draw.targets})
-    assert len(re.findall(r"<[^>]+>", line)) == sum(piece.is_boundary for piece in draw.pieces)
+    assert len(re.findall(r"<[^>]+>", line)) == sum(piece.is_boundary for piece in draw.tokens)
     for target in draw.targets:
         row = next(row for row in out.splitlines() if row.split()[-3:-1] == [str(target.position), target.token])
         assert row.endswith("kept" if target.stand_in == "kept" else target.seen)
-    assert f"{len(draw.targets)} of {len(draw.pieces) - 2} tokens masked" in out
+    assert f"{len(draw.targets)} of {len(draw.tokens) - 2} tokens masked" in out
 
 
 def test_a_target_knows_its_boundaries_and_position(tokenizer_folder):
     for draw in shown(MasksConfig(texts=(TEXT,), tokenizer=tokenizer_folder, draws=30, sbo_positions=2)):
-        tokens = [piece.token for piece in draw.pieces]
+        tokens = [piece.token for piece in draw.tokens]
         for target in draw.targets:
             inside = [i for i, span in enumerate(draw.span_of) if span == target.span]
             assert tokens[inside[target.position - 1]] == target.token
@@ -88,9 +88,9 @@ def test_short_texts_several_texts_and_standard_input(tokenizer_folder, capsys, 
 
 def test_a_long_text_is_cut_into_blocks_and_loses_nothing(tokenizer_folder):
     draws = shown(MasksConfig(texts=(" ".join([TEXT] * 5),), tokenizer=tokenizer_folder, block_length=22))
-    whole = "".join(piece.gap + piece.text for draw in draws for piece in draw.pieces[1:-1])
+    whole = "".join(piece.gap + piece.text for draw in draws for piece in draw.tokens[1:-1])
     assert "".join(whole.split()) == "".join(TEXT.split()) * 5
-    assert all(len(draw.pieces) <= 22 for draw in draws)
+    assert all(len(draw.tokens) <= 22 for draw in draws)
     assert draws[1].title.startswith("tokens 21–40, ")
 
 

@@ -353,3 +353,10 @@ def test_random_numbers_are_splitmix64_and_even():
     assert np.abs(np.array(ones) - 0.5).max() < 0.007
     assert chisquare(np.bincount(below(bits, 10))).pvalue > LEVEL
     assert chisquare(np.histogram(unit(bits), bins=50, range=(0, 1))[0]).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("change", [{"scheme": "spans"}, {"budget": "exact"}, {"replacement": "random"}])
+def test_a_choice_that_does_not_exist_is_refused(change):
+    """The command line checks its choices; a config made in Python with a misspelt scheme masked geometric spans."""
+    with pytest.raises(UserError, match="expected one of"):
+        MaskConfig(**change)

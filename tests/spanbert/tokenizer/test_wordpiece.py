@@ -112,13 +112,13 @@ def test_the_vocabulary_of_minilm(minilm_folder):
 # --- the fast path -----------------------------------------------------------------------------------------------
 
 
-def test_remembered_words_give_the_ids_of_the_library(tokenizer, minilm_folder):
+def test_cached_words_give_the_ids_of_the_library(tokenizer, minilm_folder):
     for one in (tokenizer, Tokenizer.load(minilm_folder), Tokenizer.load(minilm_folder, lowercase=False)):
         for text in TEXTS + ARTICLES + random_texts(60) + TEXTS:
             assert one.encode_ids(text).tolist() == ids(one.encode(text)), text
 
 
-def test_remembered_words_for_every_character(minilm_folder):
+def test_cached_words_for_every_character(minilm_folder):
     """Each code point between letters: splitting, vanishing or part of the word, as the library has it."""
     one = Tokenizer.load(minilm_folder / "vocab.txt", lowercase=False)
     for page in (*range(0, 0x12000, 0x2000), 0x1F000, 0x20000, 0xE0000):
@@ -126,13 +126,13 @@ def test_remembered_words_for_every_character(minilm_folder):
         assert np.array_equal(one.encode_ids(text), one.encode(text).ids), hex(page)
 
 
-def test_memory_of_words_is_bounded(tokenizer, monkeypatch):
+def test_the_word_cache_is_bounded(tokenizer, monkeypatch):
     monkeypatch.setattr("spanbert.tokenizer.word_cache.MOST_WORDS", 5)
     for text in TEXTS:
         assert tokenizer.encode_ids(text).tolist() == ids(tokenizer.encode(text))
-        assert len(tokenizer._memory) <= 5 + len(text)
+        assert len(tokenizer._cache) <= 5 + len(text)
     tokenizer.encode_ids("a b")
-    assert len(tokenizer._memory) <= 7
+    assert len(tokenizer._cache) <= 7
 
 
 # --- offsets -----------------------------------------------------------------------------------------------------
