@@ -29,7 +29,7 @@ def replay(
     Order, masks and dropout are those of the run, so on a CPU the weights are too, bit by bit; with --minutes the
     learning rate followed the clock, and they are close.
     """
-    group.say(f"going from step {counters.step} to step {config.replay} again")
+    group.print_main(f"going from step {counters.step} to step {config.replay} again")
     for batch in steps:
         agreed = agree(group, batch, counters.seconds, stop=False)
         if counters.step + 1 == config.replay:

@@ -52,14 +52,14 @@ class TrainingSession:
             self.resumes = False  # the ranks died before they had begun
         else:
             check_same_config(config.output, config, MAY_DIFFER_ON_RESUME)
-            if group.leads:
+            if group.is_main:
                 self.checkpoint = self.store.newest_whole(before=config.replay)
-            self.checkpoint = group.tell(self.checkpoint)
+            self.checkpoint = group.broadcast(self.checkpoint)
             if self.checkpoint is None:
-                group.say(
+                group.print_main(
                     f"{config.output} has no {'earlier ' if config.replay else ''}checkpoint: starting from the beginning"
                 )
-        group.wait()  # nobody makes the folder before all have looked
+        group.barrier()  # nobody makes the folder before all have looked
 
     def build_model(self, tokenizer: Tokenizer, block_length: int) -> SpanBertForPretraining:
         """The run's own model, or a new one of ``config.size``, or that at ``config.init_from`` (what it lacks is named).
@@ -83,7 +83,7 @@ class TrainingSession:
             )
             _check_fits(config.data, tokenizer, theirs, block_length, source, model)
             if source != self.checkpoint:
-                self.group.say(str(report))
+                self.group.print_main(str(report))
         if not config.sbo:
             model.sbo.requires_grad_(False)
         return model.to(device)
@@ -103,12 +103,14 @@ class TrainingSession:
         if self.checkpoint is not None:
             counters = Counters(**load_training_state(self.checkpoint, model, optimizer))
             self.saved_step = counters.step
-            self.group.say(f"resuming from {self.checkpoint}: step {counters.step:,}, {counters.tokens:,} tokens")
+            self.group.print_main(
+                f"resuming from {self.checkpoint}: step {counters.step:,}, {counters.tokens:,} tokens"
+            )
         if config.replay is not None:
             return counters
-        if self.group.leads:
+        if self.group.is_main:
             self._open_folder(counters, identity, data)
-        self.scored_step, self.score = self.group.tell((self.scored_step, self.score))
+        self.scored_step, self.score = self.group.broadcast((self.scored_step, self.score))
         return counters
 
     def _open_folder(self, counters: Counters, identity: Path, data: str) -> None:
@@ -148,7 +150,7 @@ class TrainingSession:
             found = not_finite[step]
             what = "gradient" if found.losses_finite else "loss"
             self.log(step, "skipped", reason=f"{what} not finite", **(order.locate(step - 1) if order else {}))
-            self.group.say(
+            self.group.print_main(
                 f"step {step}: {what} not finite, skipped; look at it with the same command and --replay {step}"
             )
             if counters.bad_in_a_row >= self.config.stop_after_bad_steps:
@@ -171,7 +173,7 @@ class TrainingSession:
             for name in ("mlm", "sbo")
             if f"{name}_loss" in scores
         ]
-        if self.group.leads:
+        if self.group.is_main:
             say(f"step {counters.step:,} validation: " + " · ".join(parts))
 
     def save(self, counters: Counters, window: StepWindow) -> None:
@@ -182,7 +184,7 @@ class TrainingSession:
         whole = self._whole_model()
 
         def write(folder: Path) -> None:
-            if self.group.leads:
+            if self.group.is_main:
                 write_model(folder, whole, self.tokenizer, self._untrained)
             save_training_state(folder, self.model, self.optimizer, dataclasses.asdict(counters), self.group)
 
@@ -243,7 +245,7 @@ class TrainingSession:
         from spanbert.checkpoint.sharded_state import whole_weights
 
         weights = whole_weights(self.model)
-        if not self.group.leads:
+        if not self.group.is_main:
             return self.model
         whole = SpanBertForPretraining(self.model.config)
         whole.load_state_dict(weights)

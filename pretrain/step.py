@@ -16,7 +16,7 @@ from spanbert.model.batch import MaskedBatch
 from spanbert.model.dropout import dropout_key
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.optim import clip_gradients, set_learning_rate, step_unless
-from spanbert.training.parallel import communicating
+from spanbert.training.parallel import gradient_sync
 
 
 class Agreed(NamedTuple):
@@ -30,7 +30,7 @@ class Agreed(NamedTuple):
 
 def agree(group: Group, batch: StepBatch, seconds: float, stop: bool) -> Agreed:
     """Add up targets and tokens over ranks; one clock and one decision to stop for all. Host numbers only."""
-    ours = [*batch.target_counts, batch.tokens, seconds if group.leads else 0.0, stop]
+    ours = [*batch.target_counts, batch.tokens, seconds if group.is_main else 0.0, stop]
     mlm, sbo, tokens, clock, stops = group.sum(ours)
     return Agreed(TargetCounts(mlm, sbo), int(tokens), clock, stops > 0)
 
@@ -62,7 +62,7 @@ class Stepper:
         sums_4 = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         micro_batches = self.micro_batches(batch)
         for number, micro_batch in enumerate(micro_batches):
-            with communicating(self.parallel, last=number == len(micro_batches) - 1):
+            with gradient_sync(self.parallel, enabled=number == len(micro_batches) - 1):
                 sums_4 += self.backward(batch.step, number, micro_batch, counts)
         return sums_4, clip_gradients(self.parameters, self.config.clip_norm)
 
@@ -88,5 +88,5 @@ class Stepper:
         """Update the weights, or leave them when a loss or the gradient is not finite on any rank."""
         bad = ~(norm.isfinite() & sums_4.isfinite().all())
         set_learning_rate(self.optimizer, lr)
-        step_unless(self.optimizer, self.group.largest(bad.float()))
+        step_unless(self.optimizer, self.group.all_reduce_max(bad.float()))
         self.optimizer.zero_grad(set_to_none=True)

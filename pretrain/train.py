@@ -26,7 +26,7 @@ from pretrain.schedule import Schedule
 from pretrain.step import Stepper, agree
 from pretrain.step_window import StepWindow
 from pretrain.validation import Validation
-from spanbert.device import choose_precision, describe, matrix_rate, tune_allocator
+from spanbert.device import choose_precision, describe, measured_peak_flops, tune_allocator
 from spanbert.distributed import Group, join_group
 from spanbert.errors import UserError
 from spanbert.model.encoder import count_parameters, train_flops_per_token
@@ -72,11 +72,11 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
         model.encoder.compile_layers()
 
     # what to expect
-    peak = matrix_rate(group.device, precision, model.config.hidden_size) * group.world
+    peak = measured_peak_flops(group.device, precision, model.config.hidden_size) * group.world
     attended = float((blocks.lengths.astype(np.float64) ** 2).sum() / blocks.lengths.sum())  # tokens that a token sees
     flops_per_token = train_flops_per_token(model.config, attended, config.mask.mask_share, config.sbo)
     baseline = validation.unigram_baseline(unigram_V)
-    group.say(
+    group.print_main(
         f"{count_parameters(model):,} parameters · {len(blocks):,} blocks of up to {blocks.block_length} tokens · "
         f"steps of {config.batch_size} blocks, passes of {budget:,} tokens, {group.world} × {describe(group.device)} · "
         f"{precision} · attention: {model.encoder.backend} · matrix rate {peak / 1e9:,.0f} GFLOP/s\n"
@@ -94,7 +94,7 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
         return replay(config, group, counters, schedule, steps, stepper)
 
     bar = tqdm(total=schedule.total, initial=schedule.position(counters), unit=schedule.unit, dynamic_ncols=True,
-               unit_scale=schedule.unit == "tokens", mininterval=0.5, disable=not group.leads)  # fmt: skip
+               unit_scale=schedule.unit == "tokens", mininterval=0.5, disable=not group.is_main)  # fmt: skip
 
     def validate() -> None:
         if not validation.empty and session.scored_step != counters.step:
@@ -105,7 +105,7 @@ def train(config: PretrainConfig, group: Group, session: TrainingSession) -> Non
         validate()
     stopped, window_tokens, window_seconds = False, 0, 0.0
     began = time.perf_counter() - counters.seconds
-    with StopRequest() as stop, profiled(config.output if config.profile and group.leads else None) as profiler:
+    with StopRequest() as stop, profiled(config.output if config.profile and group.is_main else None) as profiler:
         while not schedule.done(counters):
             # the batch, and what all ranks agree on: how much there is in it, what time it is, whether to stop
             started = time.perf_counter()

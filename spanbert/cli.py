@@ -15,6 +15,15 @@ from types import ModuleType
 
 import spanbert
 
+
+
+def _task_commands() -> dict[str, tuple[str, str, str]]:
+    """The rows of the fine-tuning tasks: strings again, whose package imports nothing else."""
+    from finetune.tasks import command_rows
+
+    return command_rows()
+
+
 #: command words → (module, function, one line)
 COMMANDS = {
     "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
@@ -25,12 +34,7 @@ COMMANDS = {
         "make a new model that knows the corpus's counts, for short runs",
     ),
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
-    "finetune qa": ("finetune.train", "run_finetune_qa", "train an extractive question-answering model"),
-    "evaluate qa": (
-        "finetune.evaluate",
-        "run_evaluate_qa",
-        "score a question-answering model or a predictions file",
-    ),
+    **_task_commands(),
     "ask": ("finetune.tasks.qa.ask", "run_ask", "answer questions over a text"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
@@ -42,7 +46,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 well, 2 the user's mistake, 130 interrupted).
+    """Run one command; return the exit status (0 well, 2 the user's mistake, 128 + a signal: stopped by it).
 
     Without ``arguments`` those of the process are taken, which then is this command's alone.
     """
@@ -76,6 +80,7 @@ def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]
     import tyro
 
     from spanbert.errors import UserError
+    from spanbert.training.signals import Stopped
 
     module_name, function_name, line = COMMANDS[words]
     try:
@@ -86,6 +91,8 @@ def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

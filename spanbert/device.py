@@ -67,7 +67,7 @@ def tune_allocator() -> bool:
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
-def matrix_rate(device: torch.device, precision: str, hidden: int = 768, seconds: float = 0.3) -> float:
+def measured_peak_flops(device: torch.device, precision: str, hidden: int = 768, seconds: float = 0.3) -> float:
     """FLOP/s of this device's matrix product at a model's shapes, measured now: the denominator of utilisation."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows = 16384 if device.type == "cuda" else 2048

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from spanbert.device import choose_device
 from spanbert.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Group:
     distributed: bool
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -43,27 +45,40 @@ class Group:
         dist.all_reduce(total)
         return total.tolist()
 
-    def largest(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         """Maximum over ranks of a device tensor, in place, without waiting for it."""
         if self.world > 1:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def tell(self, value: Any) -> Any:
-        """The leader's ``value`` on every rank."""
+    def broadcast(self, value: Any) -> Any:
+        """The main rank's ``value`` on every rank."""
         if self.world == 1:
             return value
-        box = [value if self.leads else None]
+        box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def wait(self) -> None:
-        """Until all ranks are here (hosts only)."""
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Call ``function`` on the main rank only → its result on every rank, or its UserError raised on every rank."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as raised:
+                error = raised
+        result, message = self.broadcast((result, error and str(error)))
+        if message is not None:
+            raise error or UserError(message)
+        return result
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here (hosts only)."""
         self.sum([0.0])
 
-    def say(self, text: str) -> None:
+    def print_main(self, text: str) -> None:
         """Print, once for all ranks."""
-        if self.leads:
+        if self.is_main:
             print(text, flush=True)
 
 

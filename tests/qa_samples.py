@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
-from finetune.tasks.qa.records import QAReader
+from finetune.tasks.qa.encode import encode_with_texts
+from finetune.tasks.qa.features import TextQuestionSet, WindowConfig
+from finetune.tasks.qa.records import read_questions
 from spanbert.checkpoint.model_folder import build_model
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForQuestionAnswering
@@ -29,13 +30,13 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Some whole words of the sample texts, and every character: so some words are one piece and some are many."""
+    """Some whole words of the sample texts, and every character: so some words are one token and some are many."""
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(DATA.glob("qa_*.json*")))
     text += (DATA / "wikinews_sentences.txt").read_text(encoding="utf-8")
     characters = sorted({character for character in text if not character.isspace()})
     words = sorted({word for word in re.findall(r"\w+", text) if len(word) in (3, 4, 5)})
-    pieces = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *(w for w in words if w not in characters)]
-    return Tokenizer({piece: number for number, piece in enumerate(dict.fromkeys(pieces))})
+    tokens = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters), *(w for w in words if w not in characters)]
+    return Tokenizer({token: number for number, token in enumerate(dict.fromkeys(tokens))})
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +47,13 @@ def tokenizer_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def question_set(tokenizer: Tokenizer) -> Callable[..., QuestionSet]:
+def question_set(tokenizer: Tokenizer) -> Callable[..., TextQuestionSet]:
     """question_set(file name, window=…, stride=…, max_question=…) with texts kept."""
 
-    def build(name: str, window: int = 64, stride: int = 16, max_question: int = 24) -> QuestionSet:
-        reader = QAReader(DATA / name, skip_malformed=False)
+    def build(name: str, window: int = 64, stride: int = 16, max_question: int = 24) -> TextQuestionSet:
+        found = read_questions(DATA / name, "evaluate")
         config = WindowConfig(window, stride, max_question)
-        return build_question_set(reader, tokenizer, config, keep_text=True, malformed=reader.malformed, batch=2)
+        return encode_with_texts(found.paragraphs, tokenizer, config, found.report.malformed)
 
     return build
 

@@ -20,7 +20,7 @@ from spanbert.distributed import join_group
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder
 from spanbert.training.optim import adamw, clip_gradients
-from spanbert.training.parallel import PARALLEL, communicating, parallelise
+from spanbert.training.parallel import PARALLEL, gradient_sync, parallelise
 
 STEPS = 5
 
@@ -70,21 +70,21 @@ def rank_main(rank: int, config: CommunicationConfig, kind: str, port: int) -> N
 
         def step() -> None:
             for number in range(config.micro_batches):
-                with communicating(parallel, last=number == config.micro_batches - 1):
+                with gradient_sync(parallel, enabled=number == config.micro_batches - 1):
                     parallel(ids, cu_seqlens, 64).square().mean().backward()
             clip_gradients(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         step()
-        group.wait()
+        group.barrier()
         before = loopback_bytes()
         for _ in range(STEPS):
             step()
-        group.wait()
+        group.barrier()
         measured = (loopback_bytes() - before) / STEPS / group.world
         expected = expected_bytes(kind, config.micro_batches, parameters, in_layers, gloo=True)
-        group.say(
+        group.print_main(
             f"{kind}: {parameters:,} parameters, {config.micro_batches} passes: {measured / 1e6:.2f} MB a rank and step, "
             f"by the formula {expected / 1e6:.2f} MB, ratio {measured / expected:.3f}"
         )

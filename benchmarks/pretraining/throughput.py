@@ -24,7 +24,7 @@ import torch
 import tyro
 
 from benchmarks.pretraining.baselines import Entry, Ours, Workload, entries
-from spanbert.device import choose_device, describe, matrix_rate, tune_allocator
+from spanbert.device import choose_device, describe, measured_peak_flops, tune_allocator
 from spanbert.files import write_atomic
 from spanbert.model.encoder import train_flops_per_token
 
@@ -121,7 +121,7 @@ def run(config: BenchmarkConfig) -> dict:
         pipe.send(0)
         process.join()
     rate = {
-        p: matrix_rate(device, p, Workload(config.size, 1, 1, 1, 0, "cpu", p).shape.hidden_size)
+        p: measured_peak_flops(device, p, Workload(config.size, 1, 1, 1, 0, "cpu", p).shape.hidden_size)
         for p in config.precisions
     }
     return {

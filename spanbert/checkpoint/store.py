@@ -42,15 +42,15 @@ class CheckpointStore:
         """
         path = self.folder / f"step-{step:08d}"
         score = score if score is not None and math.isfinite(score) else None
-        if self.group.leads:
+        if self.group.is_main:
             remove_leftovers(self.folder)
         with self._folder_for_all(path) as aside:
             write(aside)
-            self.group.wait()
-            if self.group.leads:
+            self.group.barrier()
+            if self.group.is_main:
                 hashes = {str(f.relative_to(aside)): sha256(f) for f in sorted(aside.rglob("*")) if f.is_file()}
                 write_atomic(aside / MANIFEST, json.dumps({"step": step, "score": score, "sha256": hashes}, indent=1))
-        if self.group.leads:
+        if self.group.is_main:
             self._prune()
         return path
 
@@ -101,13 +101,13 @@ class CheckpointStore:
     @contextlib.contextmanager
     def _folder_for_all(self, path: Path) -> Iterator[Path]:
         """A folder to fill that every rank knows; published when all have left."""
-        if not self.group.leads:
-            yield Path(self.group.tell(None))
+        if not self.group.is_main:
+            yield Path(self.group.broadcast(None))
         else:
             with atomic_folder(path) as aside:
-                self.group.tell(str(aside))
+                self.group.broadcast(str(aside))
                 yield aside
-        self.group.wait()
+        self.group.barrier()
 
     def _prune(self) -> None:
         best, paths = self.best(), self.all()

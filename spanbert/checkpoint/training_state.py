@@ -41,7 +41,7 @@ def save_training_state(
         from spanbert.checkpoint.sharded_state import save_shards  # takes a second to import, and few runs are sharded
 
         save_shards(folder / SHARDS, model, optimizer)
-    elif group is None or group.leads:
+    elif group is None or group.is_main:
         names = {parameter: name for name, parameter in model.named_parameters()}
         tensors = {
             f"{names[parameter]}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
@@ -49,7 +49,7 @@ def save_training_state(
             for key, value in state.items()
         }
         save_file(tensors, folder / STATE_TENSORS)
-    if group is None or group.leads:
+    if group is None or group.is_main:
         (folder / STATE_COUNTERS).write_text(json.dumps(counters, indent=1))
 
 

@@ -7,6 +7,7 @@ the number of ranks to turn the average back into the sum that it has to be.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -41,12 +42,12 @@ def parallelise(model: nn.Module, layers: nn.ModuleList, group: Group, kind: str
 
 
 @contextlib.contextmanager
-def communicating(model: nn.Module, last: bool):
-    """Send gradients round only in the last backward pass of an optimizer step; before, they pile up on each rank."""
-    if isinstance(model, DistributedDataParallel) and not last:
-        with model.no_sync():
+def gradient_sync(parallel: nn.Module, enabled: bool) -> Iterator[None]:
+    """Whether backward passes inside exchange gradients between ranks; where they do not, they pile up on each rank."""
+    if isinstance(parallel, DistributedDataParallel) and not enabled:
+        with parallel.no_sync():
             yield
         return
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    if isinstance(parallel, FSDPModule):
+        parallel.set_requires_gradient_sync(enabled)
     yield

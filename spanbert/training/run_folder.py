@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,33 +29,48 @@ class RunFolder:
     Metrics are JSON lines, one a logging event, each with its ``step`` and ``split``.
     """
 
-    def __init__(self, path: Path, config: Any, step: int = 0):
+    def __init__(self, path: Path, config: Any, step: int = 0, lock: IO[str] | None = None):
         self.path = path
         self.metrics_path = path / "metrics.jsonl"
-        self._lock = _hold(path)
+        self._lock = lock or hold_run(path)
         values = to_dict(config)
         self._trackers = open_trackers(path, values, step, wandb=bool(values.get("wandb")))
 
     @classmethod
     def start(cls, path: Path, config: Any) -> RunFolder:
-        """A new run. Raises UserError when ``path`` already holds one, or is a file."""
+        """A new run. Raises UserError when ``path`` already holds one, is a file, or cannot be made."""
         refuse_existing_run(path)
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config)
-        save_json(to_dict(config), path / "config.json")
+        with report_lost_folder(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = hold_run(path)
+        try:
+            refuse_existing_run(path)  # another process may have begun one since
+            run = cls(path, config, lock=lock)
+            save_json(to_dict(config), path / "config.json")
+        except BaseException:
+            lock.close()
+            raise
         return run
 
     @classmethod
-    def reopen(cls, path: Path, config: Any, may_differ: tuple[str, ...], step: int) -> RunFolder:
-        """Go on with a run at ``step``: its config must be the same but for ``may_differ``; later metrics are dropped.
+    def reopen(
+        cls, path: Path, config: Any, may_differ: tuple[str, ...], step: int, lock: IO[str] | None = None
+    ) -> RunFolder:
+        """Continue a run at ``step``: its config must be the same but for ``may_differ``; later metrics are dropped.
 
-        Raises UserError when it is not, or when another process is at work on it.
+        lock: what ``hold_run`` gave, when the run is held already. Raises UserError when the config is not the same,
+        or when another process is at work on the run.
         """
-        check_same_config(path, config, may_differ)
-        run = cls(path, config, step)
-        remove_leftovers(path)
-        save_json(to_dict(config), path / "config.json")
-        run._cut_metrics(step)
+        lock = lock or hold_run(path)
+        try:
+            check_same_config(path, config, may_differ)
+            run = cls(path, config, step, lock)
+            remove_leftovers(path)
+            save_json(to_dict(config), path / "config.json")
+            run._cut_metrics(step)
+        except BaseException:
+            lock.close()
+            raise
         return run
 
     def log(self, step: int, split: str, **values: Any) -> None:
@@ -61,8 +79,9 @@ class RunFolder:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with report_full_disk(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, "split": split, **record}) + "\n")
+        with report_lost_folder(self.path), report_full_disk(self.metrics_path):
+            with self.metrics_path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": step, "split": split, **record}) + "\n")
         numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log(step, split, numbers)
@@ -87,7 +106,7 @@ def refuse_existing_run(path: Path) -> None:
     if path.is_file():
         raise UserError(f"--output {path} is a file: give the name of a folder")
     if (path / "config.json").exists():
-        raise UserError(f"{path} already holds a run: add --resume to go on with it, or choose another --output")
+        raise UserError(f"{path} already holds a run: add --resume to continue it, or choose another --output")
 
 
 def check_same_config(path: Path, config: Any, may_differ: tuple[str, ...]) -> None:
@@ -108,15 +127,32 @@ def _difference(key: str, old: Any, new: Any) -> str:
     return f"{key} = {old!r}, now it is {new!r}"
 
 
-def _hold(path: Path) -> IO[str]:
+def hold_run(path: Path) -> IO[str]:
     """An open lock: a second process in the same run would tear the first one's checkpoints down.
 
     A run that was killed leaves data workers behind for a few seconds, which still hold it; so there is some patience.
+    Raises UserError when another process keeps it.
     """
     handle = try_lock(path / ".lock", PATIENCE_SECONDS)
     if handle is None:
         raise UserError(f"another process is training {path}: wait for it, or choose another --output")
     return handle
+
+
+@contextlib.contextmanager
+def report_lost_folder(path: Path) -> Iterator[None]:
+    """Turn a run folder that is gone or may not be written to into one sentence (UserError)."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"{error.filename or path} cannot be written ({error.strerror}): was the run's folder {path} removed, or made "
+            "read-only?"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise UserError(f"{path} cannot be written: its file system is read-only") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

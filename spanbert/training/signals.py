@@ -6,22 +6,56 @@ import signal
 from types import FrameType
 from typing import Self
 
+#: Ctrl-C, a scheduler's or ``kill``'s request, and a terminal that was closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """A command ended early because a signal asked it to, after it had saved what it had and said so.
+
+    The front door turns it into the exit status that shells expect, 128 + the signal's number (130, 143, 129), so that
+    ``spanbert pretrain … && spanbert finetune …`` does not continue with half a model.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number
+
 
 class StopRequest:
-    """While active, SIGINT and SIGTERM only set ``requested``; a second SIGINT interrupts at once."""
+    """While active, the stop signals only set ``number``; a second SIGINT interrupts at once.
+
+    A SIGHUP that is ignored (``nohup``) stays ignored.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number: int | None = None
+        """The first signal that came."""
+
+    @property
+    def requested(self) -> bool:
+        return self.number is not None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = [n for n in STOP_SIGNALS if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
+        self._before = {number: signal.signal(number, self._ask) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def raise_if_requested(self) -> None:
+        """Raises Stopped; to be called when everything is saved."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        if self.number is None:
+            self.number = number

@@ -104,8 +104,8 @@ def test_fsdp_needs_torchrun():
     with pytest.raises(UserError, match="start it with torchrun"):
         parallelise(None, None, alone(), "fsdp")
     with join_group("cpu") as group:
-        assert (group.rank, group.world, group.leads) == (0, 1, True)
-        assert group.sum([1.5, 2]) == [1.5, 2] and group.tell("x") == "x"
+        assert (group.rank, group.world, group.is_main) == (0, 1, True)
+        assert group.sum([1.5, 2]) == [1.5, 2] and group.broadcast("x") == "x"
 
 
 KILL_ONCE = """

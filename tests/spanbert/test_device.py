@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from spanbert.device import autocast, choose_device, choose_precision, describe, matrix_rate
+from spanbert.device import autocast, choose_device, choose_precision, describe, measured_peak_flops
 from spanbert.errors import UserError
 
 
@@ -42,12 +42,12 @@ def test_autocast():
         assert (x @ x).dtype == torch.float32
 
 
-def test_matrix_rate_is_the_median_over_rounds(monkeypatch):
+def test_measured_peak_flops_is_the_median_over_rounds(monkeypatch):
     """A clock by which three rounds of five products take 1, 3 and 2 seconds; the time is up after the first reading."""
     readings = iter([0, 1, 1, 2, 3, 3, 6, 7, 7, 9, 10])
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(readings)))
     flops = 5 * 2 * 2048 * 32 * (4 * 32)
-    assert matrix_rate(torch.device("cpu"), "fp32", hidden=32, seconds=0.01) == flops / 2
+    assert measured_peak_flops(torch.device("cpu"), "fp32", hidden=32, seconds=0.01) == flops / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")

@@ -49,7 +49,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """Two arms, one seed, a very small encoder; without what is slow and beside the point."""
-    monkeypatch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
+    monkeypatch.setattr("pretrain.train.measured_peak_flops", lambda *_: 1e9)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
     for module in ("pretrain.run", "finetune.run"):
         monkeypatch.setattr(f"{module}.plot_curves", lambda *_: False)

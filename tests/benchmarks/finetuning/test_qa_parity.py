@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.finetuning import qa_parity
-from finetune.tasks.qa.features import QuestionSet
+from finetune.tasks.qa.features import TextQuestionSet
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -20,7 +20,7 @@ def start(tmp_path: Path, make_model: Callable[..., SpanBertForQuestionAnswering
 
 
 def test_five_steps_give_the_losses_of_transformers(
-    start: Path, tokenizer: Tokenizer, question_set: Callable[..., QuestionSet]
+    start: Path, tokenizer: Tokenizer, question_set: Callable[..., TextQuestionSet]
 ) -> None:
     questions = question_set("qa_v2.json", 64, 16, 24)
     pairs = qa_parity.compare(start, tokenizer, questions, steps=5, batch_size=6, lr=1e-3, seed=1)
@@ -32,7 +32,7 @@ def test_five_steps_give_the_losses_of_transformers(
 def test_another_weight_decay_would_be_noticed(
     start: Path,
     tokenizer: Tokenizer,
-    question_set: Callable[..., QuestionSet],
+    question_set: Callable[..., TextQuestionSet],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only as sharp as the differences it sees: decay 2 instead of 0.01 on one side."""
@@ -44,14 +44,14 @@ def test_another_weight_decay_would_be_noticed(
 
 
 def test_evaluation_agrees_with_transformers_window_by_window(
-    start: Path, tokenizer: Tokenizer, question_set: Callable[..., QuestionSet]
+    start: Path, tokenizer: Tokenizer, question_set: Callable[..., TextQuestionSet]
 ) -> None:
     questions = question_set("qa_v1.json", 64, 16, 24)
     ours, theirs = qa_parity.load_both(start, tokenizer, 0)
-    packed = questions.packed(range(questions.windows))
+    packed = questions.packed(range(len(questions.windows)))
     with torch.no_grad():
         start_T, end_T = ours(packed.tensors())
-        for window in range(questions.windows):
+        for window in range(len(questions.windows)):
             alone = questions.packed([window])
             begin, end = packed.cu_seqlens[window : window + 2]
             output = theirs(

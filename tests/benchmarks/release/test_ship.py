@@ -18,8 +18,8 @@ from benchmarks.release.model_card import table
 from benchmarks.release.provenance import Cost, command_line, commands, cost, place, run_of
 from benchmarks.release.scores import labelled, mistakes, question_word
 from benchmarks.release.ship import ShipConfig, ship
-from finetune.config import FinetuneQAConfig
-from finetune.train import run_finetune_qa
+from finetune.tasks.qa.commands import FinetuneQAConfig
+from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.train_tokenizer import train_wordpiece
@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "start", build_model(SpanBertForPretraining, shape, 0), tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("pretrain.train.matrix_rate", lambda *_: 1e9)
+        patch.setattr("pretrain.train.measured_peak_flops", lambda *_: 1e9)
         patch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
         prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
         run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))

@@ -1,0 +1,90 @@
+"""The one way to start a model: from random weights, from the bundled encoder, or from a model or run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from spanbert.checkpoint.load_report import LoadReport
+from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer
+from spanbert.checkpoint.store import find_model
+from spanbert.errors import UserError
+from spanbert.model.backend import resolve_backend
+from spanbert.model.config import EncoderConfig
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import encoder_path
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class StartedModel(NamedTuple, Generic[M]):
+    model: M
+    tokenizer: Tokenizer
+    report: LoadReport | None
+    """What loading found, to print; None for random weights, and for a checkpoint of the same run."""
+
+
+def init_model(
+    cls: type[M],
+    *,
+    init: str | Path,
+    size: str,
+    tokenizer: Tokenizer | None,
+    seed: int,
+    dropout: float,
+    attention_dropout: float,
+    backend: str,
+    device: torch.device,
+    min_positions: int = 0,
+    head: dict[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    lowercase: bool | None = None,
+) -> StartedModel[M]:
+    """A ``cls`` on ``device``: weights from ``init``, what it lacks (a head) initialised from ``seed`` and reported.
+
+    Args:
+        init: "random", "bundled" (the encoder that comes with this program), or a model or run folder.
+        size: of the encoder with random weights.
+        tokenizer: that of the data; needed for random weights. None: the folder's own, ``lowercase`` as told.
+        min_positions: the longest sequence that the model has to take; random weights get at least as many.
+        head: arguments of ``cls`` beside its shape, such as the number of labels.
+        checkpoint: of the run that resumes, proven whole: taken in place of ``init``.
+
+    Raises UserError where there is no such model, it is of another tokenizer, or it has too few positions.
+    """
+    options = {"backend": resolve_backend(backend, device), **(head or {})}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
+    if init == "random" and checkpoint is None:
+        if tokenizer is None:
+            raise UserError("random weights need a tokenizer: give --tokenizer (a folder or a vocab.txt)")
+        shape = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **rates)
+        positions = max(shape.max_position_embeddings, min_positions)
+        shape = dataclasses.replace(shape, max_position_embeddings=positions)
+        return StartedModel(build_model(cls, shape, seed, **options).to(device), tokenizer, None)
+    folder = checkpoint or model_path(init)
+    model, own, report = load_model_and_tokenizer(
+        folder, cls, lowercase=lowercase, seed=seed, config_overrides=rates, **options
+    )
+    if tokenizer is not None and own.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{folder} has another tokenizer ({own.vocab_size:,} tokens) than the data ({tokenizer.vocab_size:,} tokens): "
+            f"prepare the data with `--tokenizer {folder}`"
+        )
+    positions = model.config.max_position_embeddings
+    if positions < min_positions:
+        raise UserError(
+            f"{folder} has only {positions} positions, and the data has sequences of {min_positions} tokens: make those "
+            f"at most {positions} long (spanbert prepare --block-length, spanbert finetune --window)"
+        )
+    return StartedModel(model.to(device), tokenizer or own, report if checkpoint is None else None)
+
+
+def model_path(init: str | Path) -> Path:
+    """The model folder that ``init`` names (not "random"). Raises UserError when there is none."""
+    if str(init) in ("bundled", "shipped"):  # the second is the older word
+        return encoder_path()
+    return find_model(Path(init))
