@@ -28,6 +28,7 @@ from pretrain.data.corpus_report import commonest_unknown, make_report, print_re
 from pretrain.data.integrity import check_hashes, describe_files
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
+    REFUSED_UNKNOWN,
     Shard,
     ShardCounts,
     ShardSettings,
@@ -44,8 +45,7 @@ from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SHARD_CHARACTERS = 8_000_000
-#: Shares of unknown tokens at which a corpus is remarked on, and refused.
-NOTED_UNKNOWN, REFUSED_UNKNOWN = 0.05, 0.9
+NOTED_UNKNOWN = 0.05  # share of unknown tokens at which a corpus is remarked on
 
 
 @dataclass(frozen=True)
