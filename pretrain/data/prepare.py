@@ -29,6 +29,7 @@ from pretrain.data.integrity import check_hashes, describe_files
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
     REFUSED_UNKNOWN,
+    SPLITS,
     Shard,
     ShardCounts,
     ShardSettings,
@@ -131,7 +132,9 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
         tokenizer.save(folder / "tokenizer")
         np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
         report = make_report(counts, corpus.counts, held_out, config.block_length)
-        files = describe_files(folder, (path for path in folder.rglob("*") if path.is_file()))
+        # (the tokenizer has its fingerprint)
+        splits = (path for split in SPLITS for path in (folder / split).iterdir())
+        files = describe_files(folder, [*splits, folder / "unigram.npy"])
         record = {**identity, "report": report, "files": files}
         write_atomic(folder / "prepare.json", json.dumps(record, indent=2) + "\n")
     return report
