@@ -1,7 +1,8 @@
-"""Documents out of text, JSON lines, parquet, Hugging Face data sets or standard input, one at a time.
+"""Documents out of text, JSON, parquet, Hugging Face data sets or standard input, one at a time.
 
 Memory is bounded whatever the input: a document above PART_BYTES (a 50 MB line is such) is handed on in parts, cut at
-white space. Nothing stops at bad data: it is repaired or left out, and counted.
+white space. Bad data within a source is repaired or left out, and counted; a source that is another thing than it was
+named for stops the reading.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pretrain.data.columns import text_column
 from pretrain.data.formats import FORMATS, TAG_LINES, format_of, name_suffixes, refuse_no_text
 from pretrain.data.json_records import MISSING, check_first, get_field, read_values
 from pretrain.data.readers import (
@@ -25,7 +27,9 @@ from pretrain.data.readers import (
     open_seekable,
     open_stream,
     read_blocks,
-)  # fmt: skip
+    read_lines,
+    whole_lines,
+)
 from spanbert.errors import UserError, note
 from spanbert.tokenizer.wordpiece import whole_characters
 
@@ -152,7 +156,7 @@ class Corpus:
         separator = TAG_LINES if tagged else None if self.document_per_file else BLANK_LINES
         blocks = read_blocks(stream)
         pending, part_start = b"", None
-        for block in whole_lines(blocks) if tagged else blocks:
+        for block in whole_lines(blocks, PART_BYTES) if tagged else blocks:
             pending += block
             if separator:
                 *whole, pending = separator.split(pending)
@@ -184,7 +188,7 @@ class Corpus:
 
     def _json_lines(self, source: str, stream: Stream) -> Iterator[Document]:
         is_first = True
-        for number, line in enumerate(_lines(stream), start=1):
+        for number, line in enumerate(read_lines(stream), start=1):
             try:
                 record = json.loads(self._decode(line, count_nul=False))
             except (ValueError, RecursionError):
@@ -219,7 +223,7 @@ class Corpus:
         with open_seekable(source, stream) as handle:
             try:
                 file = parquet.ParquetFile(handle)
-                column = _column(file.schema_arrow, self.text_field, source)
+                column = text_column(file.schema_arrow, self.text_field, source)
                 if file.metadata.num_rows == 0:
                     self.counts.empty_files += 1
                 for batch in file.iter_batches(batch_size=64, columns=[column]):
@@ -289,67 +293,6 @@ class Corpus:
             self.counts.nul_characters += text.count("\x00")
             text = text.replace("\x00", "")
         return text
-
-
-def _lines(stream: Stream) -> Iterator[bytes]:
-    """Lines without their ends. (A line is one record here, so it has to fit into memory.)"""
-    pending: list[bytes] = []
-    for block in read_blocks(stream):
-        first, *others = block.split(b"\n")
-        pending.append(first)
-        for line in others:
-            yield b"".join(pending)
-            pending = [line]
-    if last := b"".join(pending):
-        yield last
-
-
-def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks that end with a line, so that no tag is cut; a very long line comes as it is."""
-    pending = b""
-    for block in blocks:
-        lines, end, rest = (pending + block).rpartition(b"\n")
-        if lines or end:
-            yield lines + end
-        pending = rest
-        if len(pending) > PART_BYTES:
-            yield pending
-            pending = b""
-    yield pending
-
-
-def _column(schema: Any, path: str, source: str) -> str:
-    """The column that a text field is in. Raises UserError when there is none, or when it holds no text."""
-    import pyarrow as pa
-
-    names = path if path in schema.names else path.split(".")[0]
-    if names not in schema.names:
-        raise UserError(
-            f"{source} has no column {path!r} (it has {', '.join(schema.names)}): name the text column with --text-field"
-        )
-    kind = schema.field(names).type
-    for name in [] if path == names else path.split(".")[1:]:
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            raise UserError(f"{source} has no column {path!r} (column {names!r} is {kind}): use --text-field")
-        kind = kind.field(name).type
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    types = (
-        pa.string(),
-        pa.large_string(),
-        pa.string_view(),
-        pa.binary(),
-        pa.large_binary(),
-        pa.binary_view(),
-        pa.null(),
-    )
-    if pa.types.is_struct(inner):
-        inside = ", ".join(f"{path}.{inner.field(i).name}" for i in range(inner.num_fields))
-        raise UserError(
-            f"{source}: column {path!r} is {inner}: name the text in it with --text-field (one of {inside})"
-        )
-    if inner not in types:
-        raise UserError(f"{source}: column {path!r} is {kind}, expected text: name the text column with --text-field")
-    return names
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes]:

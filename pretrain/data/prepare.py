@@ -28,6 +28,8 @@ from pretrain.data.corpus_report import commonest_unknown, make_report, print_re
 from pretrain.data.integrity import check_hashes, describe_files
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
+    REFUSED_UNKNOWN,
+    SPLITS,
     Shard,
     ShardCounts,
     ShardSettings,
@@ -44,8 +46,7 @@ from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SHARD_CHARACTERS = 8_000_000
-#: Shares of unknown tokens at which a corpus is remarked on, and refused.
-NOTED_UNKNOWN, REFUSED_UNKNOWN = 0.05, 0.9
+NOTED_UNKNOWN = 0.05  # share of unknown tokens at which a corpus is remarked on
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,9 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
         tokenizer.save(folder / "tokenizer")
         np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
         report = make_report(counts, corpus.counts, held_out, config.block_length)
-        files = describe_files(folder, (path for path in folder.rglob("*") if path.is_file()))
+        # (the tokenizer has its fingerprint)
+        splits = (path for split in SPLITS for path in (folder / split).iterdir())
+        files = describe_files(folder, [*splits, folder / "unigram.npy"])
         record = {**identity, "report": report, "files": files}
         write_atomic(folder / "prepare.json", json.dumps(record, indent=2) + "\n")
     return report

@@ -223,3 +223,30 @@ def open_seekable(source: str, stream: Stream) -> Iterator[IO[bytes]]:
             copy.write(block)
         copy.seek(0)
         yield copy
+
+
+def read_lines(stream: Stream) -> Iterator[bytes]:
+    """Lines without their ends. (A line is one record here, so it has to fit into memory.)"""
+    pending: list[bytes] = []
+    for block in read_blocks(stream):
+        first, *others = block.split(b"\n")
+        pending.append(first)
+        for line in others:
+            yield b"".join(pending)
+            pending = [line]
+    if last := b"".join(pending):
+        yield last
+
+
+def whole_lines(blocks: Iterator[bytes], longest: int) -> Iterator[bytes]:
+    """The same bytes in blocks that end with a line, so that no tag is cut; one above ``longest`` bytes comes as it is."""
+    pending = b""
+    for block in blocks:
+        lines, end, rest = (pending + block).rpartition(b"\n")
+        if lines or end:
+            yield lines + end
+        pending = rest
+        if len(pending) > longest:
+            yield pending
+            pending = b""
+    yield pending

@@ -25,6 +25,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 PART_CHARACTERS = 1 << 17  # a longer document is encoded in parts cut at white space, which changes no token
 ROWS_PER_BATCH = 1000
 LOOKED_AT = 10_000  # characters of a document that are searched for unknown ones
+REFUSED_UNKNOWN = 0.9  # share of unknown tokens at which a text is no text for this tokenizer
 KEPT = 100  # unknown characters that a shard reports
 SPLITS = ("train", "validation")
 

@@ -68,7 +68,7 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
     return files
 
 
-def _read_vocab_txt(path: Path, config: dict) -> TokenizerFiles:
+def _read_vocab_txt(path: Path, config: dict[str, Any]) -> TokenizerFiles:
     """One token a line; the line number is the id."""
     data = path.read_bytes()
     try:
@@ -109,12 +109,9 @@ def _replace(files: TokenizerFiles, token: str, number: int) -> None:
     )
 
 
-def _read_tokenizer_json(path: Path, config: dict) -> TokenizerFiles:
+def _read_tokenizer_json(path: Path, config: dict[str, Any]) -> TokenizerFiles:
     content = read_json_object(path, "a tokenizer")
-    model, splitter, normalizer = (
-        content.get(name) if isinstance(content.get(name), dict) else {}
-        for name in ("model", "pre_tokenizer", "normalizer")
-    )
+    model, splitter, normalizer = (_object(content.get(name)) for name in ("model", "pre_tokenizer", "normalizer"))
     kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "unknown")
     found = f"{kind} model, {normalizer.get('type', 'no')} normalizer, {splitter.get('type', 'none')} pre-tokenizer"
     if (kind, splitter.get("type"), normalizer.get("type")) != ("WordPiece", "BertPreTokenizer", "BertNormalizer"):
@@ -159,7 +156,7 @@ def _read_tokenizer_json(path: Path, config: dict) -> TokenizerFiles:
     return files
 
 
-def _add_extra(files: TokenizerFiles, config: dict) -> None:
+def _add_extra(files: TokenizerFiles, config: dict[str, Any]) -> None:
     """Added tokens that stand in the other files: the settings', and for a vocab.txt also added_tokens.json's."""
     path = files.path
     extra = [_content(token) for name in ("additional_special_tokens", "extra_special_tokens")
@@ -186,11 +183,15 @@ def _add_extra(files: TokenizerFiles, config: dict) -> None:
         raise UserError(
             f"{path.parent}: the added tokens beside {path.name} are not a table of tokens and ids"
         ) from error
-    for token in extra:
-        if token not in known:
-            known[token] = AddedToken(token, normalized=False, special=True, in_vocabulary=token in words)
-            files.vocabulary.setdefault(token, len(files.vocabulary))
+    for name in extra:
+        if name not in known:
+            known[name] = AddedToken(name, normalized=False, special=True, in_vocabulary=name in words)
+            files.vocabulary.setdefault(name, len(files.vocabulary))
     files.settings["added"] = tuple(known.values())
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _added(entry: dict[str, Any], words: set[str]) -> AddedToken:

@@ -156,7 +156,7 @@ class Tokenizer:
         )
         # transformers' BertTokenizer takes these two from nowhere; its other class reads tokenizer.json as it is
         is_plain = self.clean_text and self.longest_word == LONGEST_WORD
-        settings = {
+        settings: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer" if is_plain else "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
             "strip_accents": self.strip_accents,
@@ -196,13 +196,11 @@ class Tokenizer:
 
     def _may_hold_added(self, text: str) -> bool:
         """Whether the library could find an added token in the text: such a text is not one of words alone."""
-        normalized = None
-        for content, looks_normalized in self._added_contents:
-            if looks_normalized and normalized is None:
-                normalized = self._fast.normalizer.normalize_str(text)
-            if content in (normalized if looks_normalized else text):
-                return True
-        return False
+        if any(content in text for content, looks_normalized in self._added_contents if not looks_normalized):
+            return True
+        after = [content for content, looks_normalized in self._added_contents if looks_normalized]
+        normalized = self._fast.normalizer.normalize_str(text) if after else ""
+        return any(content in normalized for content in after)
 
     @cached_property
     def _added_contents(self) -> list[tuple[str, bool]]:
@@ -277,14 +275,14 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over the tokens in order and the normaliser's settings: equal means equal ids for every text."""
         strip = self.lowercase if self.strip_accents is None else self.strip_accents
-        content: list = [self.tokens, self.lowercase, strip, self.split_chinese]
+        content: list[Any] = [self.tokens, self.lowercase, strip, self.split_chinese]
         unusual = [self.clean_text, self.unk_token, self.longest_word, [token.as_json() for token in self.added]]
         if unusual != [True, "[UNK]", LONGEST_WORD, []]:
             content += unusual
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _rebuild(ids: dict[str, int], settings: dict) -> Tokenizer:
+def _rebuild(ids: dict[str, int], settings: dict[str, Any]) -> Tokenizer:
     return Tokenizer(ids, **settings)
 
 

@@ -190,6 +190,9 @@ def test_refuses_an_empty_corpus(config, corpus, tmp_path):
     prepare_again(corpus, tmp_path / "data", validation_share=0.0)
     shutil.rmtree(tmp_path / "data" / "train")
     shutil.copytree(tmp_path / "data" / "validation", tmp_path / "data" / "train")  # it has no block
+    settings = json.loads((tmp_path / "data/prepare.json").read_text())
+    del settings["files"], settings["report"]["held_out"]  # or the exchange would be found
+    (tmp_path / "data/prepare.json").write_text(json.dumps(settings))
     assert "no block to train on" in refused(config(data=tmp_path / "data"))
 
 
