@@ -25,7 +25,8 @@ from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import RunFolder, plot_curves
+from spanbert.training.metrics import plot_curves
+from spanbert.training.run_folder import RunFolder
 from spanbert.weights import encoder_path
 
 

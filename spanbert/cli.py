@@ -19,10 +19,10 @@ import spanbert
 COMMANDS = {
     "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
     "prepare": ("pretrain.data.prepare", "run_prepare", "turn text into blocks of tokens"),
-    "start": (
+    "init": (
         "pretrain.init_from_counts",
-        "run_start",
-        "make a new model that knows the corpus's counts, for short runs",
+        "run_init",
+        "make a new model from the corpus's counts, for short runs",
     ),
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     "finetune qa": ("finetune.train", "run_finetune_qa", "train an extractive question-answering model"),
@@ -40,6 +40,9 @@ COMMANDS = {
     "export": ("spanbert.checkpoint.export_hub", "run_export", "write a Hugging Face folder from a run or checkpoint"),
 }
 
+#: Words of the version before, which no help mentions → the words of this one.
+OLD_WORDS = {"start": "init"}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (0 well, 2 the user's mistake, 128 + a signal: stopped by it).
@@ -54,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"spanbert {spanbert.__version__}")
         return 0
+    arguments[0] = OLD_WORDS.get(arguments[0], arguments[0])
     words = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
     if words is None:
         return _unknown(arguments)
