@@ -15,8 +15,9 @@ from spanbert.checkpoint.model_folder import save_model, write_model
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.distributed import Group
 from spanbert.files import write_atomic
+from spanbert.training.metrics import plot_curves
 from spanbert.training.resume import RunStart
-from spanbert.training.run_folder import check_same_config, plot_curves
+from spanbert.training.run_folder import check_same_config
 from spanbert.training.step_log import BadStep, StepLog, bad_steps_in_a_row
 
 

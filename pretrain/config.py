@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import tyro
 
 from pretrain.masking.masker import MaskConfig
+from spanbert.config import check_range
 from spanbert.errors import UserError
 
 
@@ -23,7 +25,7 @@ class PretrainConfig:
     size: Literal["mini", "small", "base", "large"] = "base"
     """Shape of a new encoder (ignored with --init-from)."""
     init_from: Path | None = None
-    """Go on from this model folder or run (ours, BERT's or SpanBERT's after `spanbert import`)."""
+    """Start from this model folder or run (ours, BERT's or SpanBERT's after `spanbert import`), or from "bundled", the encoder that comes with this program."""
 
     steps: int | None = None
     """Length of the run in optimizer steps. Give one of --steps, --tokens, --minutes (none: the paper's 2,400,000 steps)."""
@@ -37,8 +39,8 @@ class PretrainConfig:
     """Full blocks whose tokens a forward pass holds at most (more sequences when they are shorter); the gradient does not depend on it."""
     lr: float = 1e-4
     """Peak learning rate."""
-    warmup: float = 10_000
-    """Linear warm-up, after which the rate falls linearly to 0: a share of the run when below 1, else a number of steps."""
+    warmup: float | None = None
+    """Linear warm-up, after which the rate falls linearly to 0: a share of the run when below 1, else a number of steps. By default the paper's 10,000 steps, and 6 % of a run for which these are more than that."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices and embeddings; biases and LayerNorm have none."""
     beta1: float = 0.9
@@ -82,9 +84,9 @@ class PretrainConfig:
     save_every: int = 1000
     """Steps between checkpoints."""
     keep_last: int = 2
-    """Newest checkpoints to keep, besides the best."""
+    """Newest checkpoints to keep, besides the best; at least 2, for the newest may turn out damaged."""
     resume: bool = False
-    """Go on with the run in --output from its newest whole checkpoint."""
+    """Continue the run in --output from its newest whole checkpoint."""
     stop_after_bad_steps: int = 20
     """Give up after so many steps in a row whose loss or gradient was not finite (each is skipped and logged)."""
     replay: int | None = None
@@ -94,7 +96,7 @@ class PretrainConfig:
     compile: bool = False
     """Compile the encoder's layers (torch.compile); the first steps then take long."""
     profile: bool = False
-    """Record steps 5 to 7 of this stretch into profile/table.txt and profile/trace.json (for Perfetto)."""
+    """Record steps 5 to 7 of this session into profile/table.txt and profile/trace.json (for Perfetto)."""
     wandb: bool = False
     """Also log to Weights & Biases; WANDB_MODE=offline needs no account."""
 
@@ -102,29 +104,19 @@ class PretrainConfig:
         lengths = [name for name in ("steps", "tokens", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise UserError(f"--{lengths[0]} and --{lengths[1]} exclude each other: give the length of the run once")
-        above_zero = ("batch_size", "micro_batch_size", "log_every", "eval_every", "eval_sequences", "save_every")
-        for name in (*above_zero, "eps", "stop_after_bad_steps", "keep_last", *lengths):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{flag(name)} must be above 0, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "clip_norm", "warmup", "seed", "replay", "workers"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise UserError(f"{flag(name)} must be a number from 0 up, not {value}")
-        for name in ("dropout", "attention_dropout", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 0 and below 1, not {getattr(self, name)}")
-        if self.seed >= 2**63:
-            raise UserError(f"--seed must be below 2^63, not {self.seed}")
-        if self.minutes is not None and self.warmup >= 1:
+        counted = ("batch_size", "micro_batch_size", "log_every", "eval_every", "eval_sequences", "save_every")
+        check_range(self, 1, math.inf, *counted, "stop_after_bad_steps", "steps", "tokens")
+        check_range(self, 2, math.inf, "keep_last")
+        check_range(self, 0, math.inf, "minutes", "eps", above=True)
+        check_range(self, 0, math.inf, "lr", "weight_decay", "clip_norm", "warmup", "workers")
+        check_range(self, 1, math.inf, "replay")
+        check_range(self, 0, 1, "dropout", "attention_dropout", "beta1", "beta2", below=True)
+        check_range(self, 0, 2**63, "seed", below=True)
+        if self.minutes is not None and self.warmup is not None and self.warmup >= 1:
             raise UserError(
                 "--minutes needs --warmup as a share of the run, such as --warmup 0.06: nobody can say whether "
                 f"{self.warmup:,.0f} steps of warm-up would ever end in {self.minutes:g} minutes"
             )
-
-
-def flag(name: str) -> str:
-    """A field's name as it is on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 #: Options that a resumed run may change: they change neither the data nor the masks, but for how long, where and how

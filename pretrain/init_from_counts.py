@@ -1,20 +1,21 @@
-"""``spanbert start``: a new model that knows from its first step what counting can tell about the corpus.
+"""``spanbert init``: a new model that knows from its first step what counting can tell about the corpus.
 
-A small model started from random weights spends its first ten minutes on a CPU learning how frequent each piece is and
-which pieces keep company, and short runs end there. Both are known by counting:
+A small model started from random weights spends its first ten minutes on a CPU learning how frequent each token is and
+which tokens keep company, and short runs end there. Both are known by counting:
 
-* the output biases of both heads become the pieces' log-frequencies, so the first loss is near the unigram baseline;
-* the word embeddings become a factorisation of the positive pointwise mutual information of neighbouring pieces (Levy,
+* the output biases of both heads become the tokens' log-frequencies, so the first loss is near the unigram baseline;
+* the word embeddings become a factorisation of the positive pointwise mutual information of neighbouring tokens (Levy,
   Goldberg and Dagan 2015: weight 1/distance, contexts smoothed by the power 3/4), turned at random so that no
   coordinate is special, every row of the same length;
 * the position embeddings, learned as ever, begin as sinusoids (Vaswani et al. 2017) of the size of the words: what
-  attention learns of "the piece to the left" in one place then holds in all, also beyond the blocks of a first stage.
+  attention learns of "the token to the left" in one place then holds in all, also beyond the blocks of a first stage.
 
 Everything else is BERT's initialisation. Long runs do not need it; see docs/decisions.md.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ from torch import Tensor
 from pretrain.data.blocks import Blocks
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import build_model, refuse_existing, save_model
-from spanbert.config import to_dict
+from spanbert.config import check_range, to_dict
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
@@ -41,7 +42,7 @@ EXTRA_RANK = 16  # of the randomised factorisation, for its accuracy
 
 
 @dataclass(frozen=True)
-class StartConfig:
+class InitConfig:
     """Make a new model from a prepared corpus's counts, for `spanbert pretrain --init-from`."""
 
     data: tyro.conf.Positional[Path]
@@ -60,12 +61,12 @@ class StartConfig:
     """Of the sample, the factorisation and all other weights."""
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "tokens", "std"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be above 0, not {getattr(self, name)}")
+        check_range(self, 1, math.inf, "neighbours", "tokens")
+        check_range(self, 0, math.inf, "std", above=True)
+        check_range(self, 0, 2**63, "seed", below=True)
 
 
-def run_start(config: StartConfig) -> None:
+def run_init(config: InitConfig) -> None:
     """Count, factorise, write."""
     refuse_existing(config.output)
     blocks, tokenizer = Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
@@ -85,7 +86,7 @@ def run_start(config: StartConfig) -> None:
             config.std * sinusoids(shape.max_position_embeddings, shape.hidden_size)
         )
     save_model(config.output, model, tokenizer, {UNTRAINED: ["mlm", "sbo"], MADE_BY: to_dict(config)})
-    print(f"wrote {config.output}: {config.size}, from {len(flat_ids):,} tokens and {ppmi_VV._nnz():,} pairs of pieces")
+    print(f"wrote {config.output}: {config.size}, from {len(flat_ids):,} tokens and {ppmi_VV._nnz():,} pairs of tokens")
     print(f"next: spanbert pretrain {config.data} --init-from {config.output} --output RUN_FOLDER")
 
 
@@ -101,7 +102,7 @@ def sample_tokens(blocks: Blocks, tokens: int, seed: int) -> tuple[np.ndarray, n
 def count_neighbours(
     flat_ids: np.ndarray, block_T: np.ndarray, tokenizer: Tokenizer, reach: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of pieces within `reach` of each other in a block, special tokens left out, both ways round.
+    """Pairs of tokens within `reach` of each other in a block, special tokens left out, both ways round.
 
     → (P,) int64 first, (P,) int64 second, (P,) float64 sum of 1/distance over all places; each pair once.
     """

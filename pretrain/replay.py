@@ -3,55 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import PretrainConfig
 from pretrain.data.batches import StepBatch
-from pretrain.objective import TargetCounts, summarise
-from pretrain.schedule import Counters, Schedule
-from pretrain.step import Stepper, agree
-from spanbert.distributed import Group
+from pretrain.metrics import summarise
+from pretrain.run import PretrainRun
+from pretrain.step import TargetCounts, agree, step_loss
 
 
-def replay(
-    config: PretrainConfig,
-    group: Group,
-    counters: Counters,
-    schedule: Schedule,
-    steps: Iterator[StepBatch],
-    stepper: Stepper,
-) -> None:
+def replay(run: PretrainRun) -> None:
     """Train from the last checkpoint before ``config.replay`` up to it, then examine it. Writes nothing.
 
     Order, masks and dropout are those of the run, so on a CPU the weights are too, bit by bit; with --minutes the
     learning rate followed the clock, and they are close.
     """
-    group.print_main(f"going from step {counters.step} to step {config.replay} again")
-    for batch in steps:
-        agreed = agree(group, batch, counters.seconds, stop=False)
-        if counters.step + 1 == config.replay:
-            examine(batch, agreed.counts, stepper)
+    group, counters, last = run.group, run.counters, run.config.replay
+    group.print_main(f"repeating the steps from {counters.step + 1} to {last}")
+    run.parallel.train()
+    for batch in run.batches():
+        agreed = agree(group, batch, counters.seconds)
+        if counters.step + 1 == last:
+            examine(run, batch, agreed.counts)
             return
-        sums_4, norm = stepper.gradients(batch, agreed.counts)
-        stepper.take(config.lr * schedule.multiplier(counters), sums_4, norm)
+        run.take(run.gradients(batch, agreed.counts))
         counters.step += 1
         counters.tokens += agreed.tokens
 
 
-def examine(batch: StepBatch, counts: TargetCounts, stepper: Stepper) -> None:
+def examine(run: PretrainRun, batch: StepBatch, counts: TargetCounts) -> None:
     """Print for each micro-batch its sequences, losses and gradient, and where the first number is not finite."""
-    rank = f"rank {stepper.group.rank}, " if stepper.group.world > 1 else ""
-    parts = zip(stepper.micro_batches(batch), batch.addresses, strict=True)
+    rank = f"rank {run.group.rank}, " if run.group.world > 1 else ""
+    loss = step_loss(counts, run.config.sbo, run.group.device)
+    parts = zip(run.micro_batches(batch), batch.addresses, strict=True)
     for number, (micro_batch, (epochs, indices)) in enumerate(parts):
-        stepper.optimizer.zero_grad(set_to_none=True)
-        with _watched(stepper.model) as seen:
-            sums = stepper.backward(batch.step, number, micro_batch, counts).tolist()
+        run.step.optimizer.zero_grad(set_to_none=True)
+        with _watched(run.model) as seen:
+            sums = run.step.backward(batch.step, number, micro_batch, loss).tolist()
         targets = TargetCounts(micro_batch.targets.ids_M.numel(), micro_batch.targets.sbo_K.numel())
-        means = summarise(sums, targets, stepper.config.sbo)
-        gradients = {n: p.grad for n, p in stepper.model.named_parameters() if p.grad is not None}
+        means = summarise(sums, targets, run.config.sbo)
+        gradients = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
         broken = [name for name, gradient in gradients.items() if not _finite(gradient)]
         norm = math.sqrt(sum(float(_local(g).double().square().sum()) for g in gradients.values()))
         losses = ", ".join(f"{name[:3].upper()} {means[name]:.4f}" for name in means if name.endswith("loss"))
@@ -63,7 +55,7 @@ def examine(batch: StepBatch, counts: TargetCounts, stepper: Stepper) -> None:
             print(f"  the first output that is not finite: {seen[0]}")
         if broken:
             print(f"  gradients that are not finite: {len(broken)}, among them {broken[-1]}")
-    stepper.optimizer.zero_grad(set_to_none=True)
+    run.step.optimizer.zero_grad(set_to_none=True)
 
 
 class _watched:

@@ -16,7 +16,6 @@ from types import ModuleType
 import spanbert
 
 
-
 def _task_commands() -> dict[str, tuple[str, str, str]]:
     """The rows of the fine-tuning tasks: strings again, whose package imports nothing else."""
     from finetune.tasks import command_rows
@@ -28,10 +27,10 @@ def _task_commands() -> dict[str, tuple[str, str, str]]:
 COMMANDS = {
     "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
     "prepare": ("pretrain.data.prepare", "run_prepare", "turn text into blocks of tokens"),
-    "start": (
+    "init": (
         "pretrain.init_from_counts",
-        "run_start",
-        "make a new model that knows the corpus's counts, for short runs",
+        "run_init",
+        "make a new model from the corpus's counts, for short runs",
     ),
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     **_task_commands(),
@@ -43,6 +42,9 @@ COMMANDS = {
     "import": ("spanbert.checkpoint.import_bert", "run_import", "bring in a BERT or SpanBERT checkpoint"),
     "export": ("spanbert.checkpoint.export_hub", "run_export", "write a Hugging Face folder from a run or checkpoint"),
 }
+
+#: Words of the version before, which no help mentions → the words of this one.
+OLD_WORDS = {"start": "init"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"spanbert {spanbert.__version__}")
         return 0
+    arguments[0] = OLD_WORDS.get(arguments[0], arguments[0])
     words = next((" ".join(arguments[:n]) for n in (2, 1) if " ".join(arguments[:n]) in COMMANDS), None)
     if words is None:
         return _unknown(arguments)

@@ -127,13 +127,22 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
 
 
-def check_range(config: Any, low: float, high: float, *names: str, below: bool = False) -> None:
-    """``low`` ≤ value ≤ ``high`` (``below``: < ``high``) for the fields named. Raises UserError that names the field."""
+def check_range(config: Any, low: float, high: float, *names: str, above: bool = False, below: bool = False) -> None:
+    """``low`` ≤ value ≤ ``high`` (``above``: > ``low``; ``below``: < ``high``) for the fields named; None passes.
+
+    Infinity and what is not a number never do. Raises UserError that names the field.
+    """
     for name in names:
         value = getattr(config, name)
-        if low <= value <= high and not (below and value == high):
+        if value is None or (
+            low <= value <= high
+            and math.isfinite(value)
+            and not (above and value == low)
+            and not (below and value == high)
+        ):
             continue
-        limits = f"at least {low}" if high == math.inf else f"{low} to {'below ' * below}{high}"
+        least = f"above {low}" if above else f"at least {low}"
+        limits = least if high == math.inf else f"{'above ' * above}{low} to {'below ' * below}{high}"
         raise UserError(f"{name} is {value!r}: expected {limits}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import statistics
 import sys
 import time
 
@@ -67,8 +66,14 @@ def tune_allocator() -> bool:
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
-def measured_peak_flops(device: torch.device, precision: str, hidden: int = 768, seconds: float = 0.3) -> float:
-    """FLOP/s of this device's matrix product at a model's shapes, measured now: the denominator of utilisation."""
+def measured_peak_flops(
+    device: torch.device, precision: str, hidden: int = 768, seconds: float = 0.3, moments: int = 3
+) -> float:
+    """FLOP/s of this device's matrix product at a model's shapes: the fastest seen now, the denominator of utilisation.
+
+    A machine that also does other work is slow for moments at a time; so it is measured at several, 50 ms apart, and
+    the best counts.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows = 16384 if device.type == "cuda" else 2048
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, hidden), (hidden, 4 * hidden)))
@@ -76,15 +81,32 @@ def measured_peak_flops(device: torch.device, precision: str, hidden: int = 768,
     for _ in range(3):
         a @ b
     rates: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(rates) < 3:
-        synchronise()
-        begin = time.perf_counter()
-        for _ in range(5):
-            a @ b
-        synchronise()
-        rates.append(5 * 2 * rows * hidden * 4 * hidden / (time.perf_counter() - begin))
-    return statistics.median(rates)
+    for moment in range(moments):
+        if moment:
+            time.sleep(0.05)
+        deadline = time.perf_counter() + seconds / moments
+        while len(rates) <= moment or time.perf_counter() < deadline:
+            synchronise()
+            begin = time.perf_counter()
+            for _ in range(5):
+                a @ b
+            synchronise()
+            rates.append(5 * 2 * rows * hidden * 4 * hidden / (time.perf_counter() - begin))
+    return max(rates)
+
+
+class PeakFlops:
+    """The measured peak FLOP/s of ``devices`` devices like this one, put right when work turns out to be faster."""
+
+    def __init__(self, device: torch.device, precision: str, hidden: int, devices: int = 1):
+        self._measure = lambda: measured_peak_flops(device, precision, hidden) * devices
+        self.value = self._measure()
+
+    def utilisation(self, flops_per_second: float) -> float:
+        """The share of the peak, never above 1: a report beyond it means that the peak was measured at a bad moment."""
+        if flops_per_second > self.value:
+            self.value = max(self._measure(), flops_per_second)
+        return flops_per_second / self.value
 
 
 def describe(device: torch.device) -> str:

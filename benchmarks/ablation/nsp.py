@@ -26,18 +26,19 @@ from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters, Schedule
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import autocast, choose_device, choose_precision
+from spanbert.distributed import alone
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
 from spanbert.model.batch import MaskedBatch, PackedBatch, Targets, pack_sequences
 from spanbert.model.config import EncoderConfig
-from spanbert.model.dropout import dropout_key
 from spanbert.model.encoder import Encoder, initialise
 from spanbert.model.heads import MLMHead, Pooler
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.optim import adamw, clip_gradients, set_learning_rate, step_unless
+from spanbert.training.optim import adamw
 from spanbert.training.run_folder import RunFolder
 from spanbert.training.signals import StopRequest
+from spanbert.training.step import Loss, OptimizerStep
 
 #: Blocks whose words are looked at together.
 CHUNK = 8192
@@ -142,7 +143,7 @@ def pair_micro_batches(step: StepBatch, pairs: Pairs) -> Iterator[PairMicroBatch
 
 
 def run_pretrain_pairs(config: PretrainConfig) -> None:
-    """Train from ``config.init_from`` and leave config.output/model; when asked to stop, leave none."""
+    """Train from ``config.init_from`` and leave config.output/model; when asked to stop, leave none and raise Stopped."""
     shutil.rmtree(config.output, ignore_errors=True)
     device = choose_device(config.device)
     precision = choose_precision(device, config.precision)
@@ -167,8 +168,11 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
     validation = StepBatches(held_out, masker, sample, budget)[0]
     schedule = Schedule(config, tokens_per_step=config.batch_size * float(pairs.lengths.mean()))
     optimizer = adamw(model, config.lr, (config.beta1, config.beta2), config.eps, config.weight_decay)
-    parameters, counters = list(model.parameters()), Counters()
+    counters = Counters()
     run = RunFolder.start(config.output, config)
+    optimizer_step = OptimizerStep(
+        model, model, optimizer, alone(device), precision=precision, clip_norm=config.clip_norm, seed=config.seed
+    )
 
     def losses(part: PairMicroBatch) -> tuple[VocabularyLoss, Tensor, Tensor]:
         """MLM, summed NSP loss, NSP answers that are right."""
@@ -178,27 +182,28 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
         nsp = F.cross_entropy(logits_B2.float(), labels_B, reduction="sum")
         return mlm, nsp, (logits_B2.argmax(-1) == labels_B).sum()
 
+    def step_loss(targets: int) -> Loss[PairMicroBatch]:
+        def loss(_: nn.Module, part: PairMicroBatch) -> tuple[Tensor, Tensor]:
+            mlm, nsp, _ = losses(part)
+            sums = torch.stack([mlm.loss_sum.detach().double(), nsp.detach().double()])
+            return mlm.loss_sum / max(targets, 1) + nsp / config.batch_size, sums
+
+        return loss
+
     model.train()
     steps = load_steps(batches, 0, 2**31, workers=0, pin=False)
     with StopRequest() as stop:
         while not schedule.done(counters) and not stop.requested:
             step = next(steps)
-            targets, (mlm_sum, nsp_sum) = step.target_counts[0], (0.0, 0.0)
-            for number, part in enumerate(pair_micro_batches(step, pairs)):
-                model.encoder.dropout_seed = dropout_key(config.seed, step.step, number)
-                torch.manual_seed(model.encoder.dropout_seed)
-                mlm, nsp, _ = losses(part)
-                (mlm.loss_sum / max(targets, 1) + nsp / config.batch_size).backward()
-                mlm_sum, nsp_sum = mlm_sum + mlm.loss_sum.detach(), nsp_sum + nsp.detach()
+            targets = step.target_counts[0]
+            result = optimizer_step.gradients(step.step, list(pair_micro_batches(step, pairs)), step_loss(targets))
             lr = config.lr * schedule.multiplier(counters)
-            norm = clip_gradients(parameters, config.clip_norm)
-            set_learning_rate(optimizer, lr)
-            step_unless(optimizer, ~norm.isfinite())
-            optimizer.zero_grad(set_to_none=True)
+            optimizer_step.take(lr, result)
             counters.step += 1
             counters.tokens += step.tokens
             if counters.step % config.log_every == 0:
-                values = {"mlm_loss": float(mlm_sum) / max(targets, 1), "nsp_loss": float(nsp_sum) / config.batch_size}
+                mlm_sum, nsp_sum = result.sums_N.tolist()
+                values = {"mlm_loss": mlm_sum / max(targets, 1), "nsp_loss": nsp_sum / config.batch_size}
                 run.log(counters.step, "train", **values, lr=lr, tokens=counters.tokens)
 
     if not stop.requested:
@@ -215,3 +220,4 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
         print(f"step {counters.step:,}, {counters.tokens:,} tokens: {scores}")
         save_model(config.output / "model", model, tokenizer)
     run.close()
+    stop.raise_if_requested()

@@ -55,6 +55,7 @@ from spanbert.locks import try_lock
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import check_same_config, read_metrics
+from spanbert.training.signals import Stopped
 
 
 def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:
@@ -87,7 +88,10 @@ def _finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQA
     """Begin, or resume, the run in ``options.output`` until it has left its model."""
     finished = options.output / "model"
     if not finished.is_dir():
-        command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
+        try:
+            command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
+        except Stopped as stopped:
+            raise KeyboardInterrupt from stopped
     if not finished.is_dir():  # a signal asked it to stop, and it did so politely
         raise KeyboardInterrupt
 

@@ -17,7 +17,7 @@ from typing import Any
 from finetune.tasks.qa.commands import FinetuneQAConfig
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig
-from pretrain.init_from_counts import MADE_BY, StartConfig
+from pretrain.init_from_counts import MADE_BY, InitConfig
 from spanbert.config import from_dict, read_json
 from spanbert.errors import UserError
 from spanbert.training.run_folder import read_metrics
@@ -81,13 +81,13 @@ def commands(run: Path) -> list[str]:
 
 
 def beginning(folder: Path) -> list[str]:
-    """The commands behind a model which no run has trained, if `spanbert start` made it."""
+    """The commands behind a model which no run has trained, if `spanbert init` made it."""
     made = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if MADE_BY not in made:
         return []
-    config = from_dict(StartConfig, made[MADE_BY], f"{folder}/config.json")
+    config = from_dict(InitConfig, made[MADE_BY], f"{folder}/config.json")
     prepared = preparation(place(config.data, folder, config.output))
-    return [*prepared, command_line("start", config, positional=("data",))]
+    return [*prepared, command_line("init", config, positional=("data",))]
 
 
 def preparation(data: Path) -> list[str]:

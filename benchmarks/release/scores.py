@@ -20,7 +20,7 @@ from pretrain.data.sampler import DataOrder
 from pretrain.inspect.fill import fill
 from pretrain.inspect.fill_template import parse_template
 from pretrain.masking.masker import MaskConfig, Masker
-from pretrain.validation import Validation
+from pretrain.metrics import Validation
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.device import choose_device, choose_precision
 from spanbert.distributed import alone

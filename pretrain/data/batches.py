@@ -6,8 +6,11 @@ next step, and the number of workers, ranks or micro-batches changes only who co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,7 @@ from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder, shifted_positions, split_batch
 from pretrain.masking.counter_rng import sequence_keys
 from pretrain.masking.masker import Masker
+from spanbert.errors import UserError
 from spanbert.model.batch import MaskedBatch, as_tensor
 
 
@@ -113,6 +117,29 @@ def _as_it_is(batch: StepBatch) -> StepBatch:
 
 
 def _leave_signals_to_the_loop(_worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach workers too; the loop still wants its batches to end in good order."""
+    """Signals that reach the whole process group (Ctrl-C, a closed terminal, a scheduler) are for the loop to answer: it
+    still wants its batches to end in good order. SIGTERM from the loop's own process is its word that it has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_loop_says_so, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_the_loop_says_so(loop: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != loop:
+        pass
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def report_lost_worker() -> Iterator[None]:
+    """Turn the death of a worker, which PyTorch raises wherever the loop happens to be, into one sentence (UserError)."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            "a process that prepares batches was killed, perhaps because memory ran out: continue from the last "
+            "checkpoint with the same command and --resume, with fewer --workers if it happens again"
+        ) from error

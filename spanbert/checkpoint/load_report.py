@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spanbert.checkpoint.architectures import UNTRAINED, all_heads, holds
+from spanbert.checkpoint.store import stopped_early
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.file}: {len(self.loaded)} tensors loaded"]
+        stopped = stopped_early(self.config)
+        if stopped:
+            lines.append(f"  {stopped}")
         untrained = [head for head in self.marked_untrained if self.loaded_any(head)]
         if untrained:
             lines.append(f"  initialised when it was imported, not trained yet: {', '.join(untrained)}")

@@ -11,23 +11,27 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spanbert.checkpoint.file_kinds import snapshot_of
-from spanbert.config import read_json
+from spanbert.config import read_json, read_json_object
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, remove_folder, remove_leftovers, write_atomic
 
 MANIFEST = "manifest.json"
 
+#: Key of a checkpoint's config.json: {"step": …, "of": …} when its run had not come to its end.
+PROGRESS = "training_progress"
+
 
 class CheckpointStore:
     """Saves, finds and prunes the checkpoints below one folder.
 
-    With several ranks all of them call ``save``; the leader makes, proves, publishes and prunes.
+    With several ranks all of them call ``save``; the main one makes, proves, publishes and prunes.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, group: Group | None = None):
@@ -156,6 +160,14 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
+def stopped_early(config: Mapping[str, Any]) -> str | None:
+    """One phrase on a checkpoint from before the end of its run, from config.json; None for a finished model."""
+    match config.get(PROGRESS):
+        case {"step": int(step), "of": int(of)}:
+            return f"its training had come to step {step:,} of {of:,}"
+    return None
+
+
 def find_model(path: Path, which: str = "last") -> Path:
     """A model folder from whatever a user names: such a folder itself, a run, one of its checkpoints, a download cache.
 
@@ -173,14 +185,23 @@ def find_model(path: Path, which: str = "last") -> Path:
         if found is None:
             scored = " that was validated" if which == "best" else ""
             raise UserError(f"{path} is a run without a whole checkpoint{scored}: train it a little longer")
+        _say_if_stopped_early(found)
         return found
     if (path / MANIFEST).is_file() and step_of(path) >= 0:
         damage = find_damage(path)
         if damage is not None:
             raise UserError(f"{path} is damaged ({damage}): name the run, and another checkpoint is taken")
+        _say_if_stopped_early(path)
     if (path / "config.json").is_file():
         return path
     snapshot = snapshot_of(path)
     if snapshot is not None:
         return snapshot
     raise UserError(f"{path} is neither a model folder (config.json, model.safetensors) nor a run")
+
+
+def _say_if_stopped_early(checkpoint: Path) -> None:
+    """On standard error: what a command prints may be read by a program."""
+    stopped = stopped_early(read_json_object(checkpoint / "config.json", "BERT's keys"))
+    if stopped:
+        print(f"note: {checkpoint} is not a finished model: {stopped}", file=sys.stderr)

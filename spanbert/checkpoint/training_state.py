@@ -35,7 +35,7 @@ def save_training_state(
 ) -> None:
     """Optimizer state under the parameters' names as safetensors, counters as JSON: no pickle.
 
-    Of a sharded model every rank writes its slices; otherwise the leader writes all.
+    Of a sharded model every rank writes its slices; otherwise the main rank writes all.
     """
     if is_sharded(model):
         from spanbert.checkpoint.sharded_state import save_shards  # takes a second to import, and few runs are sharded

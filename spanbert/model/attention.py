@@ -85,7 +85,7 @@ def attention_plan(x_TH: Tensor, cu_seqlens: Tensor, head_dim: int, backend: str
 
 
 def leave_loop_to_python() -> None:
-    """Call before layers are compiled: the loop over lengths would be compiled anew for every batch.
+    """Call before layers are compiled: the loop over lengths would be compiled again for every batch.
 
     Marking it where it is defined would import the compiler at every start, a second that only training can spare.
     """

@@ -12,7 +12,7 @@ import tyro
 from spanbert.checkpoint.store import CheckpointStore, step_of
 from spanbert.errors import UserError
 from spanbert.locks import is_locked
-from spanbert.training.curves import plot_runs
+from spanbert.training.metrics import plot_runs
 from spanbert.training.run_folder import read_metrics
 
 

@@ -14,10 +14,7 @@ from spanbert.config import read_json_lines, read_json_object, save_json, to_dic
 from spanbert.errors import UserError
 from spanbert.files import remove_leftovers, report_full_disk, write_atomic
 from spanbert.locks import try_lock
-from spanbert.training.curves import plot_curves
-from spanbert.training.trackers import open_trackers
-
-__all__ = ["RunFolder", "check_same_config", "plot_curves", "read_metrics"]
+from spanbert.training.metrics import open_trackers, warn
 
 #: How long to wait for a run that another process still holds.
 PATIENCE_SECONDS = 15
@@ -74,25 +71,45 @@ class RunFolder:
         return run
 
     def log(self, step: int, split: str, **values: Any) -> None:
-        """Append one record to metrics.jsonl, and its numbers to the trackers. What is not finite is written as null."""
+        """Append one record to metrics.jsonl, and its numbers to the trackers. What is not finite is written as null.
+
+        Raises UserError when the folder is gone, read-only or full. A tracker that fails is left out from then on.
+        """
         record = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with report_lost_folder(self.path), report_full_disk(self.metrics_path):
-            with self.metrics_path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"step": step, "split": split, **record}) + "\n")
+        with (
+            report_lost_folder(self.path),
+            report_full_disk(self.metrics_path),
+            self.metrics_path.open("a", encoding="utf-8") as handle,
+        ):
+            handle.write(json.dumps({"step": step, "split": split, **record}) + "\n")
         numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        for tracker in self._trackers:
-            tracker.log(step, split, numbers)
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(step, split, numbers)
+            except Exception as error:  # metrics.jsonl has everything
+                warn(f"{type(tracker).__name__} is left out from step {step} on", error)
+                self._trackers.remove(tracker)
+
+    def check_there(self) -> None:
+        """Raises UserError when the folder was removed: writing below it would make a new one that is no run."""
+        with report_lost_folder(self.path):
+            (self.path / "config.json").stat()
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records; a line cut off by a crash is passed over."""
         return read_metrics(self.metrics_path)
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        """Let go of the folder; may be called again."""
+        trackers, self._trackers = self._trackers, []
+        for tracker in trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                warn(type(tracker).__name__, error)
         self._lock.close()
 
     def _cut_metrics(self, step: int) -> None:

@@ -117,7 +117,7 @@ def bad_steps_in_a_row(
     """THE policy for steps that are not finite: each was skipped and is reported; ``limit`` of them in a row end the run.
 
     before: how many in a row there were before ``steps``. → how many after them. Raises UserError at the limit;
-    ``advice`` may add a sentence to what it says.
+    ``advice`` is added to what it says, its ``{step}`` being the last of them.
     """
     bad_by_step, in_a_row = {found.step: found for found in bad}, before
     for step in steps:
@@ -130,7 +130,7 @@ def bad_steps_in_a_row(
             raise UserError(
                 f"{in_a_row} steps in a row had a loss or gradient that is not finite, the last of them step {step}: "
                 "resume in fp32 (--precision fp32), or start again with a lower --lr or a longer --warmup"
-                + (f"; {advice}" if advice else "")
+                + (f"; {advice.format(step=step)}" if advice else "")
             )
     return in_a_row
 

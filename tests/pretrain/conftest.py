@@ -68,9 +68,9 @@ def config(
     corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., PretrainConfig]:
     """Options of a run of a few quick steps, any of them replaced; without what is slow and beside the point."""
-    monkeypatch.setattr("pretrain.train.measured_peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr("spanbert.device.measured_peak_flops", lambda *_: 1e12)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
-    monkeypatch.setattr("pretrain.run.plot_curves", lambda *_: False)
+    monkeypatch.setattr("pretrain.saving.plot_curves", lambda *_: False)
 
     def make(**changes: object) -> PretrainConfig:
         options: dict[str, object] = {

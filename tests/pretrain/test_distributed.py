@@ -14,7 +14,6 @@ import pytest
 import torch.multiprocessing as mp
 
 from pretrain.config import PretrainConfig
-from pretrain.step import Stepper
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.distributed import alone, join_group
@@ -22,6 +21,8 @@ from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.parallel import parallelise
 from spanbert.training.run_folder import read_metrics
+from spanbert.training.signals import Stopped
+from spanbert.training.step import OptimizerStep
 
 
 def free_port() -> int:
@@ -33,15 +34,20 @@ def free_port() -> int:
 def _rank(rank: int, world: int, port: int, options: PretrainConfig, stop_after: int | None) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
     if stop_after is not None and rank == world - 1:  # not the leader: the others must hear of it
-        honest = Stepper.gradients
+        honest = OptimizerStep.gradients
 
-        def gradients(self, batch, counts):
-            if batch.step + 1 == stop_after:
+        def gradients(self, step, *rest):
+            if step + 1 == stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return honest(self, batch, counts)
+            return honest(self, step, *rest)
 
-        Stepper.gradients = gradients
-    run_pretrain(options)
+        OptimizerStep.gradients = gradients
+    try:
+        run_pretrain(options)
+    except Stopped as stopped:
+        assert stop_after is not None and stopped.number == signal.SIGTERM, "every rank hears of it"
+    else:
+        assert stop_after is None
 
 
 def train_on(world: int, options: PretrainConfig, stop_after: int | None = None) -> None:
@@ -84,15 +90,16 @@ def test_resumes_on_another_number_of_ranks(fifty, single, kind, worlds):
     start = dataclasses.replace(fifty, parallel=kind if first > 1 else "ddp", save_every=17)
     if first == 1:  # stopped by the same signal, in this process
         with pytest.MonkeyPatch.context() as patch:
-            honest = Stepper.gradients
+            honest = OptimizerStep.gradients
 
-            def gradients(self, batch, counts):
-                if batch.step + 1 == 23:
+            def gradients(self, step, *rest):
+                if step + 1 == 23:
                     os.kill(os.getpid(), signal.SIGTERM)
-                return honest(self, batch, counts)
+                return honest(self, step, *rest)
 
-            patch.setattr(Stepper, "gradients", gradients)
-            run_pretrain(start)
+            patch.setattr(OptimizerStep, "gradients", gradients)
+            with pytest.raises(Stopped):
+                run_pretrain(start)
     else:
         train_on(first, start, stop_after=23)
     assert (start.output / "checkpoints" / "step-00000023" / "sharded").is_dir() == (kind == "fsdp" and first > 1)
@@ -111,13 +118,13 @@ def test_fsdp_needs_torchrun():
 KILL_ONCE = """
 import os, signal, sys
 from pathlib import Path
-from pretrain.step import Stepper
-honest = Stepper.gradients
-def gradients(self, batch, counts):
-    if batch.step == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+from spanbert.training.step import OptimizerStep
+honest = OptimizerStep.gradients
+def gradients(self, step, *rest):
+    if step == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return honest(self, batch, counts)
-Stepper.gradients = gradients
+    return honest(self, step, *rest)
+OptimizerStep.gradients = gradients
 from spanbert.cli import main
 sys.exit(main(sys.argv[1:]))
 """

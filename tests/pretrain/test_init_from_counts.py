@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.init_from_counts import StartConfig, count_neighbours, factorise, mutual_information, run_start, sinusoids
+from pretrain.init_from_counts import InitConfig, count_neighbours, factorise, mutual_information, run_init, sinusoids
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
@@ -66,7 +66,7 @@ def test_the_model_is_a_function_of_its_options_and_trains(corpus: Path, config,
     from pretrain.train import run_pretrain
 
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_start(StartConfig(corpus, tmp_path / name, size="mini", seed=seed))
+        run_init(InitConfig(corpus, tmp_path / name, size="mini", seed=seed))
     a, b, c = (load_model(tmp_path / name, SpanBertForPretraining)[0].state_dict() for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["encoder.embeddings.word.weight"], c["encoder.embeddings.word.weight"])
@@ -85,11 +85,11 @@ def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()
     with pytest.raises(UserError, match="already exists"):
-        run_start(StartConfig(corpus, tmp_path / "there"))
+        run_init(InitConfig(corpus, tmp_path / "there"))
     with pytest.raises(UserError, match="is not a prepared corpus"):
-        run_start(StartConfig(tmp_path / "there", tmp_path / "new"))
-    with pytest.raises(UserError, match="--std must be above 0"):
-        StartConfig(corpus, tmp_path / "new", std=0.0)
+        run_init(InitConfig(tmp_path / "there", tmp_path / "new"))
+    with pytest.raises(UserError, match="std is 0.0: expected above 0"):
+        InitConfig(corpus, tmp_path / "new", std=0.0)
 
 
 def test_positions_begin_as_sinusoids() -> None:

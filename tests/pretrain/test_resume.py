@@ -15,10 +15,11 @@ import pytest
 
 import spanbert.files
 from pretrain.config import PretrainConfig
-from pretrain.step import Stepper
 from pretrain.train import run_pretrain
 from spanbert.errors import UserError
 from spanbert.training.run_folder import read_metrics
+from spanbert.training.signals import Stopped
+from spanbert.training.step import OptimizerStep
 
 TIMING = ("tokens_per_second", "model_flops_utilisation")
 
@@ -70,24 +71,28 @@ def whole(config) -> PretrainConfig:
 @pytest.mark.parametrize("step", [5, 6, 8, 12])
 def test_stopped_politely(config, whole, monkeypatch, number, step):
     """In the middle of a metrics window (5), at a validation (6), at a checkpoint (8), at the very end (12)."""
-    honest = Stepper.take
+    honest = OptimizerStep.take
 
     def take(self, *args):
         honest(self, *args)
         if self.step_seen == step:
             os.kill(os.getpid(), number)
 
-    honest_gradients = Stepper.gradients
+    honest_gradients = OptimizerStep.gradients
 
-    def gradients(self, batch, counts):
-        self.step_seen = batch.step + 1
-        return honest_gradients(self, batch, counts)
+    def gradients(self, step, *rest):
+        self.step_seen = step + 1
+        return honest_gradients(self, step, *rest)
 
-    monkeypatch.setattr(Stepper, "take", take)
-    monkeypatch.setattr(Stepper, "gradients", gradients)
+    monkeypatch.setattr(OptimizerStep, "take", take)
+    monkeypatch.setattr(OptimizerStep, "gradients", gradients)
     options = config()
-    run_pretrain(options)
-    if step < 12:
+    if step == 12:  # nothing was left to stop
+        run_pretrain(options)
+    else:
+        with pytest.raises(Stopped) as stopped:
+            run_pretrain(options)
+        assert stopped.value.status == 128 + number
         assert not (options.output / "model").exists()
         assert (options.output / "checkpoints" / f"step-{step:08d}").is_dir()
         run_pretrain(dataclasses.replace(options, resume=True))
@@ -102,20 +107,20 @@ def die() -> None:
 
 
 def die_in_accumulation(patch: pytest.MonkeyPatch) -> None:
-    honest = Stepper.backward
+    honest = OptimizerStep.backward
 
     def backward(self, step, number, *rest):
         if (step, number) == (6, 2):
             die()
         return honest(self, step, number, *rest)
 
-    patch.setattr(Stepper, "backward", backward)
+    patch.setattr(OptimizerStep, "backward", backward)
 
 
 def die_while_writing_weights(patch: pytest.MonkeyPatch) -> None:
-    import pretrain.run
+    import pretrain.saving
 
-    honest = pretrain.run.write_model
+    honest = pretrain.saving.write_model
 
     def write_model(folder, *rest):
         if "00000008" in folder.name:
@@ -123,7 +128,7 @@ def die_while_writing_weights(patch: pytest.MonkeyPatch) -> None:
             die()
         honest(folder, *rest)
 
-    patch.setattr(pretrain.run, "write_model", write_model)
+    patch.setattr(pretrain.saving, "write_model", write_model)
 
 
 def die_before_the_rename(patch: pytest.MonkeyPatch) -> None:
@@ -167,7 +172,7 @@ def die_in_the_metrics(patch: pytest.MonkeyPatch) -> None:
     [die_in_accumulation, die_while_writing_weights, die_before_the_rename, die_while_pruning, die_in_the_metrics],
 )
 def test_killed_at_a_bad_moment(config, whole, how):
-    options = config(keep_last=1)
+    options = config()
     with pytest.MonkeyPatch.context() as patch:
         how(patch)
         assert run_in_a_child(options) == -signal.SIGKILL
@@ -213,7 +218,7 @@ def test_other_workers_and_micro_batches_see_the_same_data(config):
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(config, whole, monkeypatch, capsys):
-    options = config(steps=12, keep_last=2)
+    options = config(steps=12)
     with pytest.MonkeyPatch.context() as patch:
         die_in_the_metrics(patch)
         run_in_a_child(options)

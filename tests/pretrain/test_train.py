@@ -15,7 +15,6 @@ from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.masking.masker import MaskConfig
 from pretrain.schedule import Counters, Schedule
-from pretrain.step import Stepper
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.checkpoint.store import find_model
@@ -23,6 +22,7 @@ from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import read_metrics
+from spanbert.training.step import OptimizerStep
 
 
 def prepare_again(corpus: Path, output: Path, **changes: object) -> None:
@@ -53,11 +53,10 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(config, capsys):
 
 def test_curves_and_tensorboard(config, monkeypatch):
     """The picture is drawn where matplotlib is, and neither package is needed."""
-    import spanbert.training.curves
-    import spanbert.training.trackers
+    import spanbert.training.metrics
 
-    monkeypatch.setattr("pretrain.run.plot_curves", spanbert.training.curves.plot_curves)
-    monkeypatch.setattr("spanbert.training.run_folder.open_trackers", spanbert.training.trackers.open_trackers)
+    monkeypatch.setattr("pretrain.saving.plot_curves", spanbert.training.metrics.plot_curves)
+    monkeypatch.setattr("spanbert.training.run_folder.open_trackers", spanbert.training.metrics.open_trackers)
     pytest.importorskip("matplotlib", reason="curves are drawn where matplotlib is")
     options = config(steps=3)
     run_pretrain(options)
@@ -164,7 +163,9 @@ def test_refuses_a_position_table_that_is_too_short(config, corpus, tiny_model, 
 
     shape = dataclasses.replace(model.config, max_position_embeddings=16)
     save_model(tmp_path / "short", SpanBertForPretraining(shape), Tokenizer.load(tiny_model))
-    assert "16 positions: prepare with --block-length 16" in refused(config(init_from=tmp_path / "short"))
+    assert "has only 16 positions, and the data has sequences of 32 tokens" in refused(
+        config(init_from=tmp_path / "short")
+    )
 
 
 def test_refuses_data_of_another_tokenizer(config, corpus, tiny_model, tmp_path):
@@ -200,11 +201,17 @@ def test_refuses_an_empty_corpus(config, corpus, tmp_path):
     ("changes", "says"),
     [
         ({"minutes": 1.0}, "exclude each other"),
-        ({"batch_size": 0}, "--batch-size must be above 0"),
-        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
-        ({"lr": float("nan")}, "--lr must be a number from 0 up"),
-        ({"seed": -1}, "--seed must be a number from 0 up"),
-        ({"keep_last": 0}, "--keep-last must be above 0"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0: expected 0 to below 1"),
+        ({"lr": float("nan")}, "lr is nan: expected at least 0"),
+        ({"clip_norm": float("nan")}, "clip_norm is nan: expected at least 0"),
+        ({"lr": float("inf")}, "lr is inf: expected at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1: expected at least 0"),
+        ({"warmup": -1}, "warmup is -1: expected at least 0"),
+        ({"eps": 0.0}, "eps is 0.0: expected above 0"),
+        ({"seed": -1}, "seed is -1: expected 0 to below"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: expected 0 to below"),
+        ({"keep_last": 1}, "keep_last is 1: expected at least 2"),
         ({"steps": None, "minutes": 5.0, "warmup": 10_000}, "--warmup as a share"),
     ],
 )
@@ -216,6 +223,19 @@ def test_refuses_bad_flags(config, changes, says):
 def test_refuses_a_warm_up_longer_than_the_run(config):
     assert "would take the whole run of 12 steps" in refused(config(warmup=10_000))
     assert "would take the whole run" in refused(config(steps=None, tokens=3000, warmup=10_000))
+
+
+def test_the_default_warm_up_fits_the_run(config, capsys):
+    """The paper's 10,000 steps were the default of every run: one of 3,000 steps could not even begin."""
+    assert PretrainConfig(Path("data"), Path("run")).warmup is None
+    assert Schedule(config(steps=None, warmup=None), 1.0).warmup == 10_000, "the paper's length"
+    assert Schedule(config(steps=1_000_000, warmup=None), 1.0).warmup == 10_000
+    assert Schedule(config(steps=3000, warmup=None), 1.0).warmup == 0.06
+    assert Schedule(config(steps=None, tokens=10**9, warmup=None), tokens_per_step=100.0).warmup == 10_000
+    assert Schedule(config(steps=None, tokens=10**6, warmup=None), tokens_per_step=100.0).warmup == 0.06
+    assert Schedule(config(steps=None, minutes=10**6, warmup=None), 1.0).warmup == 0.06
+    run_pretrain(config(steps=2, warmup=None))
+    assert "2 steps, warm-up over 6 % of the run" in capsys.readouterr().out
 
 
 # --- the schedule ---------------------------------------------------------------------------------------------------
@@ -259,16 +279,16 @@ def test_minutes_bound_the_run(config):
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], where: str) -> None:
     """Let the gradient (or the loss too) of these steps, counted from 1, be infinite."""
-    honest = Stepper.backward
+    honest = OptimizerStep.backward
 
-    def backward(self, step, number, micro_batch, counts):
-        sums = honest(self, step, number, micro_batch, counts)
+    def backward(self, step, number, micro_batch, loss):
+        sums = honest(self, step, number, micro_batch, loss)
         if step + 1 in steps and number == 0:
             next(iter(self.model.parameters())).grad[0, 0] = torch.inf
             return sums * torch.nan if where == "loss" else sums
         return sums
 
-    monkeypatch.setattr(Stepper, "backward", backward)
+    monkeypatch.setattr(OptimizerStep, "backward", backward)
 
 
 @pytest.mark.parametrize("where", ["gradient", "loss"])
@@ -308,14 +328,14 @@ def test_replay_goes_to_the_step_and_shows_where_it_broke(config, monkeypatch, c
     run_pretrain(options)
     before = {f: f.stat().st_mtime_ns for f in options.output.rglob("*") if f.is_file()}
     losses = []
-    honest = Stepper.backward
+    honest = OptimizerStep.backward
 
-    def record(self, step, number, micro_batch, counts):
-        sums = honest(self, step, number, micro_batch, counts)
+    def record(self, step, number, micro_batch, loss):
+        sums = honest(self, step, number, micro_batch, loss)
         losses.append((step + 1, number, sums.tolist()))
         return sums
 
-    monkeypatch.setattr(Stepper, "backward", record)
+    monkeypatch.setattr(OptimizerStep, "backward", record)
     again = dataclasses.replace(options, output=options.output.with_name("again"))
     run_pretrain(again)
     trained = {(step, number): sums for step, number, sums in losses}

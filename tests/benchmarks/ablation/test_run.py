@@ -21,13 +21,13 @@ from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.sampler import DataOrder
 from pretrain.data.train_tokenizer import train_wordpiece
 from pretrain.masking.masker import MaskConfig, Masker
-from pretrain.step import Stepper
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model.encoder import train_flops_per_token
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import clip_gradients
+from spanbert.training.step import OptimizerStep
 
 DATA = Path(__file__).parents[2] / "data"
 BLOCK = 48
@@ -49,9 +49,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AblationConfig:
     """Two arms, one seed, a very small encoder; without what is slow and beside the point."""
-    monkeypatch.setattr("pretrain.train.measured_peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr("spanbert.device.measured_peak_flops", lambda *_: 1e12)
     monkeypatch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
-    for module in ("pretrain.run", "finetune.run"):
+    for module in ("pretrain.saving", "finetune.run"):
         monkeypatch.setattr(f"{module}.plot_curves", lambda *_: False)
     return AblationConfig(
         data=corpus, train=DATA / "qa_v1.json", dev=DATA / "qa_v1.json", output=tmp_path / "ablation",
@@ -247,7 +247,7 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
     folder = config.output / "runs/geometric+sbo/seed-5"
 
     taken = []
-    take = Stepper.take
+    take = OptimizerStep.take
 
     def take_five(self, *arguments):
         if len(taken) == 5:
@@ -256,12 +256,12 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
 
     plan = ablation.pretrain_config
     monkeypatch.setattr(ablation, "pretrain_config", lambda *told: dataclasses.replace(plan(*told), save_every=2))
-    monkeypatch.setattr(Stepper, "take", take_five)
+    monkeypatch.setattr(OptimizerStep, "take", take_five)
     with pytest.raises(KeyboardInterrupt):
         ablation.run(config)
     assert (folder / "pretrain/config.json").exists() and not (folder / "pretrain/model").exists()
 
-    monkeypatch.setattr(Stepper, "take", take)
+    monkeypatch.setattr(OptimizerStep, "take", take)
     monkeypatch.setattr("finetune.train.clip_gradients", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         ablation.run(config)

@@ -23,7 +23,7 @@ from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.train_tokenizer import train_wordpiece
-from pretrain.init_from_counts import StartConfig, run_start
+from pretrain.init_from_counts import InitConfig, run_init
 from pretrain.masking.masker import MaskConfig
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
@@ -157,14 +157,14 @@ def test_commands_of_a_run_are_taken_by_the_command_line(work: Path) -> None:
 
 
 def test_a_start_from_counts_is_part_of_the_commands(work: Path, tmp_path: Path) -> None:
-    run_start(StartConfig(work / "blocks", tmp_path / "counted", size="mini", tokens=1000))
+    run_init(InitConfig(work / "blocks", tmp_path / "counted", size="mini", tokens=1000))
     config = json.loads((work / "pretrained" / "config.json").read_text())
     (tmp_path / "run").mkdir()
     changed = config | {"init_from": str(tmp_path / "counted"), "data": str(work / "blocks"), "output": "run"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(changed))
     lines = commands(tmp_path / "run")
-    assert [line.split()[1] for line in lines] == ["tokenizer", "prepare", "start", "pretrain"]
-    assert lines[2] == "spanbert start blocks --output counted --size mini --tokens 1000"
+    assert [line.split()[1] for line in lines] == ["tokenizer", "prepare", "init", "pretrain"]
+    assert lines[2] == "spanbert init blocks --output counted --size mini --tokens 1000"
     assert "--init-from counted" in lines[3]
 
 

@@ -98,17 +98,17 @@ def test_a_streamed_run_resumes_bit_identically(config, corpus, monkeypatch):
     whole = config(stream=stream, output=config().output.with_name("whole"))
     run_pretrain(whole)
     options = config(stream=stream, workers=1)
-    from pretrain.step import Stepper
+    from spanbert.training.step import OptimizerStep
 
-    honest = Stepper.gradients
+    honest = OptimizerStep.gradients
 
-    def fail(self, batch, counts):
-        if batch.step == 6:
+    def fail(self, step, *rest):
+        if step == 6:
             raise RuntimeError("as if the power had gone")
-        return honest(self, batch, counts)
+        return honest(self, step, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(Stepper, "gradients", fail)
+        patch.setattr(OptimizerStep, "gradients", fail)
         run_pretrain(options)
     run_pretrain(dataclasses.replace(options, resume=True))
     one, other = (load_model(o.output / "model", SpanBertForPretraining)[0].state_dict() for o in (whole, options))

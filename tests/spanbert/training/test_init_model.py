@@ -52,7 +52,7 @@ def test_refuses_another_tokenizer_and_too_few_positions(model_folder, tokenizer
     with pytest.raises(UserError, match="has only 24 positions, and the data has sequences of 25 tokens"):
         init_model(SpanBertForPretraining, init=model_folder, tokenizer=tokenizer, min_positions=25, **COMMON)
     other = train_wordpiece(["a different text about other things"] * 5, vocab_size=50)
-    with pytest.raises(UserError, match="has another tokenizer .* than the data"):
+    with pytest.raises(UserError, match=r"has another tokenizer .* than the data"):
         init_model(SpanBertForPretraining, init=model_folder, tokenizer=other, **COMMON)
 
 

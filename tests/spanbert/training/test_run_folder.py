@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from spanbert.errors import UserError
+from spanbert.training.metrics import open_trackers
 from spanbert.training.run_folder import RunFolder, read_metrics
-from spanbert.training.trackers import open_trackers
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder
 from pretrain.masking.masker import MaskConfig, Masker
-from pretrain.validation import Validation
+from pretrain.metrics import Validation
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError

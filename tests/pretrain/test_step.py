@@ -17,14 +17,15 @@ from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder
 from pretrain.masking.masker import MaskConfig, Masker
-from pretrain.objective import TargetCounts, summarise
-from pretrain.step import Stepper, agree
+from pretrain.metrics import summarise
+from pretrain.step import TargetCounts, agree, step_loss
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.distributed import Group, alone, join_group
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import adamw
 from spanbert.training.parallel import parallelise
+from spanbert.training.step import OptimizerStep
 
 Result = tuple[dict[str, torch.Tensor], list[float], float]
 
@@ -37,11 +38,14 @@ def gradients(config: PretrainConfig, group: Group, micro: int, world_parts: int
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})  # fmt: skip
     parallel = parallelise(model, model.encoder.layers, group, kind)
     optimizer = adamw(model, 1e-3)
-    stepper = Stepper(config, group, model, parallel.train(), optimizer, "fp32")
+    step = OptimizerStep(
+        model, parallel.train(), optimizer, group, precision="fp32", clip_norm=config.clip_norm, seed=5
+    )
     order = DataOrder(len(blocks), 32, 5)
     batch = StepBatches(blocks, masker, order, micro * blocks.block_length, group.rank, group.world)[3]
     assert len(batch.micro_batches()) >= world_parts
-    sums_4, norm = stepper.gradients(batch, agree(group, batch, 0.0, False).counts)
+    loss = step_loss(agree(group, batch, 0.0).counts, True, group.device)
+    sums_4, norm = step.gradients(batch.step, batch.micro_batches(), loss)
     named = {name: p.grad for name, p in model.named_parameters()}
     whole = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in named.items()}
     return whole, group.sum(sums_4.tolist()), norm.item()
@@ -96,14 +100,14 @@ def test_two_ranks_times_2_times_8(plain, tmp_path, kind):
 def test_a_mean_of_means_would_be_noticed(plain):
     """The check above can fail: micro-batches have unequal numbers of targets."""
     honest = gradients(plain, alone(), micro=8)
-    backward = Stepper.backward
+    backward = OptimizerStep.backward
 
-    def each_its_own_mean(self, step, number, micro_batch, counts):
+    def each_its_own_mean(self, step, number, micro_batch, loss):
         own = TargetCounts(micro_batch.targets.ids_M.numel() * 4, micro_batch.targets.sbo_K.numel() * 4)
-        return backward(self, step, number, micro_batch, own)
+        return backward(self, step, number, micro_batch, step_loss(own, True, self.group.device))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "backward", each_its_own_mean)
+        patch.setattr(OptimizerStep, "backward", each_its_own_mean)
         other = gradients(plain, alone(), micro=8)
     with pytest.raises(AssertionError):
         assert_close(other, honest)

@@ -1,8 +1,12 @@
-"""Validation with fixed masks: the same sequences under the same masks every time, so that curves are comparable."""
+"""The numbers of pretraining: means of a step's sums, and validation with fixed masks.
+
+Validation takes the same sequences under the same masks every time, so that curves are comparable.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,13 +14,37 @@ from torch import nn
 
 from pretrain.data.batches import StepBatches
 from pretrain.data.sampler import split_batch
-from pretrain.objective import TargetCounts, micro_batch_loss, summarise
+from pretrain.step import LossSums, TargetCounts, micro_batch_loss
 from spanbert.device import autocast
 from spanbert.distributed import Group
 from spanbert.errors import UserError
 
 #: The "epoch" whose masks validation uses: one that training never reaches.
 VALIDATION_EPOCH = 2**31 - 1
+
+
+def summarise(sums: Sequence[float], counts: Sequence[float], with_sbo: bool = True) -> dict[str, float]:
+    """``LossSums`` ÷ ``TargetCounts``: losses in nats, accuracies, perplexities.
+
+    An objective without targets is left out.
+    """
+    total, targets = LossSums(*sums), TargetCounts(*counts)
+    objectives = [("mlm", total.mlm_loss, total.mlm_correct, targets.mlm)]
+    if with_sbo:
+        objectives.append(("sbo", total.sbo_loss, total.sbo_correct, targets.sbo))
+    values: dict[str, float] = {}
+    for name, loss, correct, count in objectives:
+        if count:
+            values[f"{name}_loss"] = loss / count
+            values[f"{name}_accuracy"] = correct / count
+            values[f"{name}_perplexity"] = math.exp(min(loss / count, 700.0))
+    return values
+
+
+def total_loss(scores: Mapping[str, float]) -> float | None:
+    """MLM + SBO (§3.3), the number by which the best checkpoint is chosen."""
+    losses = [scores["mlm_loss"], scores.get("sbo_loss", 0.0)]
+    return None if None in losses else sum(losses)
 
 
 class Validation:
