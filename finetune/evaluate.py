@@ -30,9 +30,7 @@ class Evaluation:
     """In percent, and counts."""
 
 
-def evaluate(
-    task: Task, model: nn.Module, features: Features, machine: Machine, *, tune: bool = False
-) -> Evaluation:
+def evaluate(task: Task, model: nn.Module, features: Features, machine: Machine, *, tune: bool = False) -> Evaluation:
     """Predict every example and score the predictions; the model is left in the mode it was in.
 
     tune: use the settings that are best on these very examples, instead of the task's (``Evaluation.task`` has them).

@@ -76,9 +76,7 @@ def load_configured(task: type[T], folder: Path, config: EvaluateConfig | Predic
     """``load_trained`` with a command's options. Raises UserError as it does, and for a batch of no tokens."""
     if config.batch_tokens < 1:
         raise UserError(f"--batch-tokens {config.batch_tokens}: give at least 1.")
-    trained = load_trained(
-        task, folder, device=config.device, precision=config.precision, backend=config.backend
-    )
+    trained = load_trained(task, folder, device=config.device, precision=config.precision, backend=config.backend)
     return replace(trained, machine=replace(trained.machine, tokens=config.batch_tokens))
 
 

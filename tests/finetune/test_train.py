@@ -17,7 +17,7 @@ from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
 from finetune.tasks.qa.features import TextQuestionSet
 from finetune.tasks.qa.task import qa_loss_sum
-from finetune.train import epoch_order, share_of, step_windows
+from finetune.train import epoch_order, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.config import SIZES
@@ -185,7 +185,9 @@ def test_stopped_and_resumed_ends_bit_identical(
     assert len(losses(whole.output)) > step + 2
 
 
-def test_resumed_after_a_kill_continues_from_the_last_checkpoint(options: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_after_a_kill_continues_from_the_last_checkpoint(
+    options: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A crash between checkpoints: the lines of the lost steps leave metrics.jsonl and are written again."""
     whole, parted = options("whole"), options("parted", save_every=3)
     run_finetune(whole)
@@ -324,5 +326,7 @@ def test_divergence_ends_with_a_sentence(options: Start) -> None:
     config = options(lr=1e38, clip_norm=0.0, warmup=0.0, stop_after_bad_steps=3)
     with pytest.raises(UserError, match="3 steps in a row .* lower --lr"):
         run_finetune(config)
-    skipped = [record["step"] for record in read_metrics(config.output / "metrics.jsonl") if record["split"] == "skipped"]
+    skipped = [
+        record["step"] for record in read_metrics(config.output / "metrics.jsonl") if record["split"] == "skipped"
+    ]
     assert skipped == [2, 3, 4]

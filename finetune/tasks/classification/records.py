@@ -1,8 +1,8 @@
 """Reading texts and their labels. Four formats, plain or gz:
 
-    .tsv, .csv     a table whose first line names the columns (TSV without quoting, as GLUE has it)
-    JSON lines     objects with a key for the text and one for the label
-    plain lines    ``label text``, as TREC has them; to predict, each line is a text
+.tsv, .csv     a table whose first line names the columns (TSV without quoting, as GLUE has it)
+JSON lines     objects with a key for the text and one for the label
+plain lines    ``label text``, as TREC has them; to predict, each line is a text
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _read(
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     labelled = purpose != "predict"
     if kind in (".tsv", ".csv"):
-        rows = csv.reader(stream, strict=True) if kind == ".csv" else (line.rstrip("\r\n").split("\t") for line in stream)
+        rows = (
+            csv.reader(stream, strict=True) if kind == ".csv" else (line.rstrip("\r\n").split("\t") for line in stream)
+        )
         try:
             return list(_table(path, rows, labelled, columns, report))
         except csv.Error as error:

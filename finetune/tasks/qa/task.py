@@ -122,7 +122,9 @@ class QATask:
             "answer": text,
             "start": start,
             "end": end,
-            "probability": best.probability if text else max(1.0 - sum(c.probability for c in prediction.candidates), 0),
+            "probability": best.probability
+            if text
+            else max(1.0 - sum(c.probability for c in prediction.candidates), 0),
             "null_odds": prediction.null_odds,
         }
 

@@ -63,7 +63,9 @@ def test_candidates_are_the_best_allowed_spans_by_the_definition(
                 side[w] = min(left, questions.windows.count_W[w] - 1 - left)
             owner = max(side, key=lambda w: (side[w], -w))
             shift = questions.questions.texts.lengths[question] + 2 - questions.windows.first_W[owner]
-            for last in range(token, min(token + 6, questions.windows.first_W[owner] + questions.windows.count_W[owner])):
+            for last in range(
+                token, min(token + 6, questions.windows.first_W[owner] + questions.windows.count_W[owner])
+            ):
                 score = float(logits[owner][0][token + shift] + logits[owner][1][last + shift])
                 spans.append((-score, offsets[token, 0], offsets[last, 1]))
         best: dict[str, tuple[float, int, int]] = {}
@@ -120,7 +122,9 @@ def test_no_answer_is_given_only_above_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("null_allowed", [False, True])
-def test_probabilities_are_a_softmax_of_scores(question_set: Callable[..., TextQuestionSet], null_allowed: bool) -> None:
+def test_probabilities_are_a_softmax_of_scores(
+    question_set: Callable[..., TextQuestionSet], null_allowed: bool
+) -> None:
     questions = question_set("qa_v1.json", 48, 7, 20)
     for decoded in decode(questions, random_logits(questions, 3), null_allowed=null_allowed, n_best=4):
         scores = np.array([c.score for c in decoded.candidates] + [decoded.null_score] * null_allowed)

@@ -69,7 +69,10 @@ def test_labels_point_at_the_first_gold_answer_or_at_cls(
         question = int(questions.windows.question_W[w])
         ids = questions.packed([w]).input_ids_T
         first, last = labels[w]
-        answer, (low, high) = questions.questions.answer_Q2[question], (questions.windows.first_W[w], questions.windows.count_W[w])
+        answer, (low, high) = (
+            questions.questions.answer_Q2[question],
+            (questions.windows.first_W[w], questions.windows.count_W[w]),
+        )
         whole = len(questions.golds[question]) > 0 and low <= answer[0] and answer[1] < low + high
         if whole:
             assert tokenizer.decode(ids[first : last + 1]) == tokenizer.decode(
@@ -173,7 +176,10 @@ def test_select_gives_the_same_questions_in_the_order_asked(question_set: Callab
     assert part.questions.ids == [questions.questions.ids[i] for i in order]
     labels, part_labels = questions.labels_W2, part.labels_W2
     for place, question in enumerate(order):
-        old, new = np.flatnonzero(questions.windows.question_W == question), np.flatnonzero(part.windows.question_W == place)
+        old, new = (
+            np.flatnonzero(questions.windows.question_W == question),
+            np.flatnonzero(part.windows.question_W == place),
+        )
         assert len(old) == len(new) > 0
         assert questions.packed(old).input_ids_T.tolist() == part.packed(new).input_ids_T.tolist()
         assert labels[old].tolist() == part_labels[new].tolist()
