@@ -324,7 +324,7 @@ def test_resume_refuses_other_options(options: Start, monkeypatch: pytest.Monkey
 
 def test_divergence_ends_with_a_sentence(options: Start) -> None:
     config = options(lr=1e38, clip_norm=0.0, warmup=0.0, stop_after_bad_steps=3)
-    with pytest.raises(UserError, match="3 steps in a row .* lower --lr"):
+    with pytest.raises(UserError, match=r"3 steps in a row .* lower --lr"):
         run_finetune(config)
     skipped = [
         record["step"] for record in read_metrics(config.output / "metrics.jsonl") if record["split"] == "skipped"

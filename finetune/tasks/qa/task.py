@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -106,7 +107,7 @@ class QATask:
         return torch.stack(output)
 
     def by_window(self, logits: np.ndarray, cu_seqlens: np.ndarray) -> list[np.ndarray]:
-        return [logits[:, a:b] for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+        return [logits[:, a:b] for a, b in pairwise(cu_seqlens)]
 
     def decode(self, features: TextQuestionSet, example: int, logits: Sequence[np.ndarray]) -> Decoded:
         null_allowed = self.settings.null_allowed
