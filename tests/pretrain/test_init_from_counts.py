@@ -88,7 +88,7 @@ def test_mistakes_are_one_sentence(corpus: Path, tmp_path: Path) -> None:
         run_init(InitConfig(corpus, tmp_path / "there"))
     with pytest.raises(UserError, match="is not a prepared corpus"):
         run_init(InitConfig(tmp_path / "there", tmp_path / "new"))
-    with pytest.raises(UserError, match="std is 0.0: expected above 0"):
+    with pytest.raises(UserError, match=r"std is 0\.0: expected above 0"):
         InitConfig(corpus, tmp_path / "new", std=0.0)
 
 
