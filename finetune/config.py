@@ -86,8 +86,8 @@ class FinetuneConfig:
             raise UserError("--evaluate-each-epoch needs --dev.")
 
 
-#: Options that a resumed run may change. What lies at "train" and "dev" is compared by its hash. Another device, precision,
-#: back-end or micro-batch size rounds differently and draws other dropout; the rest touches no number at all.
+#: Options that a resumed run may change. What lies at "train" is compared by its hash, wherever it lies now. Another device,
+#: precision, back-end or micro-batch size rounds differently and draws other dropout; the rest touches no weight at all.
 MAY_DIFFER_ON_RESUME = (
     "resume", "log_every", "save_every", "stop_after_bad_steps", "evaluate_each_epoch", "train", "dev", "output",
     "device", "precision", "backend", "micro_batch_size",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
 from finetune.predict import Machine, TrainedModel, predict
 from finetune.task import Features, Task
 from spanbert.files import write_atomic
+from spanbert.model.models import SpanBertModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Evaluation:
     """In percent, and counts."""
 
 
-def evaluate(task: Task, model: nn.Module, features: Features, machine: Machine, *, tune: bool = False) -> Evaluation:
+def evaluate(
+    task: Task, model: SpanBertModel, features: Features, machine: Machine, *, tune: bool = False
+) -> Evaluation:
     """Predict every example and score the predictions; the model is left in the mode it was in.
 
     tune: use the settings that are best on these very examples, instead of the task's (``Evaluation.task`` has them).

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from finetune.task import Features, Task
 from spanbert.checkpoint.architectures import architecture_of
@@ -21,6 +20,7 @@ from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.backend import resolve_backend
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class TrainedModel(Generic[T]):
 
     folder: Path
     task: T
-    model: nn.Module
+    model: SpanBertModel
     tokenizer: Tokenizer
     machine: Machine
 
@@ -96,7 +96,7 @@ def budget_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 @torch.inference_mode()
 def window_logits(
     task: Task,
-    model: nn.Module,
+    model: SpanBertModel,
     features: Features,
     windows: np.ndarray,
     machine: Machine,
@@ -122,7 +122,7 @@ def window_logits(
 
 def predict(
     task: Task,
-    model: nn.Module,
+    model: SpanBertModel,
     features: Features,
     machine: Machine,
     advance: Callable[[int], object] = lambda windows: None,

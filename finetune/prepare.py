@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from finetune.config import FinetuneConfig
 from finetune.predict import Machine
@@ -17,6 +16,7 @@ from spanbert.checkpoint.store import sha256
 from spanbert.device import choose_precision
 from spanbert.distributed import Group
 from spanbert.errors import UserError
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.init_model import init_model, model_path
 from spanbert.training.resume import data_identity
@@ -27,7 +27,7 @@ class Prepared:
     """Everything that a run needs beside its folder."""
 
     task: Task
-    model: nn.Module
+    model: SpanBertModel
     tokenizer: Tokenizer
     features: Features
     report: RecordReport

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.records import Purpose, RecordReport
 from spanbert.model.batch import PackedBatch
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 
@@ -78,7 +79,7 @@ class Task(Protocol):
     """Word of the command line, and key of config.json under which the settings are kept."""
     noun: ClassVar[str]
     """What an example is called, in the plural."""
-    model: ClassVar[type[nn.Module]]
+    model: ClassVar[type[SpanBertModel]]
     """A class of the table ``spanbert.checkpoint.architectures``."""
 
     @property
@@ -111,11 +112,11 @@ class Task(Protocol):
         """Raises UserError for a file that cannot be used."""
         ...
 
-    def learned_from(self, records: Records) -> Self:
+    def learned_from(self, records: Any) -> Self:
         """The task with what the training data decide: the set of labels, whether a question may have no answer."""
         ...
 
-    def encode(self, records: Records, tokenizer: Tokenizer, purpose: Purpose) -> Features:
+    def encode(self, records: Any, tokenizer: Tokenizer, purpose: Purpose) -> Features:
         """Examples without any token are malformed records. Texts are kept unless it is to train."""
         ...
 

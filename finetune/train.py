@@ -65,7 +65,7 @@ class MicroBatch(NamedTuple):
 
     packed: PackedBatch[Tensor]
     labels: Tensor
-    count: float
+    divisor: float
     """Labels of the whole step; infinite, so that nothing is added, for a rank that has no window left."""
 
 
@@ -117,7 +117,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
         batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
         total = task.loss(parallel(batch), labels, batch)
-        return total / part.count, total.detach().double() * math.isfinite(part.count)
+        return total / part.divisor, total.detach().double() * math.isfinite(part.divisor)
 
     model.train()
     bar = tqdm(

@@ -39,7 +39,7 @@ step "6. The corpus as blocks of at most 128 tokens"
 run prepare sample/wikipedia.txt.xz --tokenizer "$out/tokenizer" --block-length 128 --validation-share 0.03 --output "$out/blocks"
 
 step "7. A new model, which knows from the start what counting tells about the corpus"
-run start "$out/blocks" --output "$out/start" --size mini
+run init "$out/blocks" --output "$out/start" --size mini
 
 step "8. Pretraining it for $minutes minutes: the validation loss falls below the unigram baseline"
 run pretrain "$out/blocks" --init-from "$out/start" --output "$out/pretrain" --minutes "$minutes" --batch-size 8 --micro-batch-size 8 \

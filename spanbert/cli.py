@@ -18,9 +18,7 @@ import spanbert
 
 def _task_commands() -> dict[str, tuple[str, str, str]]:
     """The rows of the fine-tuning tasks: strings again, whose package imports nothing else."""
-    from finetune.tasks import command_rows
-
-    return command_rows()
+    return importlib.import_module("finetune.tasks").command_rows()
 
 
 #: command words → (module, function, one line)

@@ -170,7 +170,7 @@ def pretrain_config(
         seed=seed,
         device=config.device,
         precision=config.precision,
-        keep_last=1,
+        keep_last=2,
     )
 
 

@@ -73,7 +73,9 @@ class Blocks:
         table = datasets.load_from_disk(split_folder).data.table
         return cls(table, block_length, 0, 0, (str(split_folder.parent), split_folder.name))
 
-    def __reduce__(self):  # a copy in another process maps the files again instead of carrying the data
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # a copy in another process maps the files again instead of carrying the data
         return Blocks.open, self._origin
 
     def __len__(self) -> int:

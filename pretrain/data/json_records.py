@@ -27,7 +27,8 @@ def read_values(blocks: Iterator[bytes], source: str) -> Iterator[Any]:
             continue
         place = 0
         while True:
-            place = _SPACE.match(buffer, place).end()
+            space = _SPACE.match(buffer, place)
+            place = space.end() if space else place
             if not begun and place < len(buffer):
                 begun, in_array = True, buffer[place] == "["
                 place += in_array

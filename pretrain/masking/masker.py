@@ -44,7 +44,7 @@ class MaskConfig:
     special_boundaries: bool = True
     """Whether [CLS] and [SEP] may serve as boundary tokens of the span-boundary objective."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0.0 < self.mask_share < 1.0:
             raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
         if not 0.0 < self.geometric_p < 1.0:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
-
 from spanbert.model import models
 
 #: Key of config.json: heads ("mlm", "sbo") whose stored numbers are only an initialisation.
@@ -57,7 +55,7 @@ class Architecture:
     """What ``spanbert export --task`` calls it."""
     hub_class: str
     """The class of transformers that loads it."""
-    model: type[nn.Module] | None
+    model: type[models.SpanBertModel] | None
     """Our class; None for the bare encoder."""
     heads: tuple[Head, ...] = ()
     """Without these in a file, the file has no such model."""
@@ -123,7 +121,7 @@ ARCHITECTURES: list[Architecture] = [
 ]
 
 
-def architecture_of(model: type[nn.Module]) -> Architecture:
+def architecture_of(model: type[models.SpanBertModel]) -> Architecture:
     """The row of one of our classes; for any other class, which is saved like one, the bare encoder's."""
     return next((row for row in ARCHITECTURES if row.model is model), ARCHITECTURES[0])
 

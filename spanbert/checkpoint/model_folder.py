@@ -30,9 +30,10 @@ from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder
 from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=SpanBertModel)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def refuse_existing(output: Path) -> None:
 
 
 def save_model(
-    folder: Path | str, model: nn.Module, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
+    folder: Path | str, model: SpanBertModel, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
 ) -> None:
     """Write ``folder`` whole or not at all, replacing an older one."""
     with atomic_folder(folder) as aside:
@@ -66,7 +67,7 @@ def save_model(
 
 
 def write_model(
-    folder: Path, model: nn.Module, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
+    folder: Path, model: SpanBertModel, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
 ) -> None:
     """Write the files of a model into an existing folder that the caller makes atomic (a checkpoint adds its own)."""
     tensors = to_theirs({name: tensor.cpu() for name, tensor in model.state_dict().items()})

@@ -71,8 +71,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], str]:
 def _read_shards(index: Path) -> dict[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
-    good = isinstance(places, dict) and places and all(isinstance(name, str) for name in places.values())
-    if not good:
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index}: expected a 'weight_map' from tensor names to file names")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):

@@ -69,9 +69,9 @@ def _group_of_head(head: Head, module: str, leaf: str) -> Group:
             return Group(tuple(f"{head.name}.{one}.weight" for one in ours), (f"{head.prefix}.{theirs}.weight",), dim=1)
         if module in ours:
             return Group((f"{head.name}.{module}.{leaf}",), (f"{head.prefix}.{theirs}.{leaf}",))
-    ours = ".".join(part for part in (head.name, module, leaf) if part)
-    theirs = ".".join(part for part in (head.prefix, head.modules.get(module, module), leaf) if part)
-    return Group((ours,), (theirs,))
+    our_name = ".".join(part for part in (head.name, module, leaf) if part)
+    their_name = ".".join(part for part in (head.prefix, head.modules.get(module, module), leaf) if part)
+    return Group((our_name,), (their_name,))
 
 
 def groups_of(our_names: Iterable[str]) -> list[Group]:

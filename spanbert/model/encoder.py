@@ -172,7 +172,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def train_flops_per_token(
-    config: EncoderConfig, length: int, targets_per_token: float = 0.15, sbo: bool = True
+    config: EncoderConfig, length: float, targets_per_token: float = 0.15, sbo: bool = True
 ) -> float:
     """Model FLOPs of one training step per token: 6 per weight that a token meets, plus attention's 12·L·H a layer.
 

@@ -14,13 +14,20 @@ from spanbert.model.heads import MLMHead, Pooler, SBOHead
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
 
 
-class SpanBertForPretraining(nn.Module):
-    """Encoder + MLM head + SBO head; both heads predict with the input word embeddings."""
+class SpanBertModel(nn.Module):
+    """What all models have; a task adds its head, then initialises the whole."""
 
     def __init__(self, config: EncoderConfig, backend: str = "eager"):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, backend)
+
+
+class SpanBertForPretraining(SpanBertModel):
+    """Encoder + MLM head + SBO head; both heads predict with the input word embeddings."""
+
+    def __init__(self, config: EncoderConfig, backend: str = "eager"):
+        super().__init__(config, backend)
         self.mlm = MLMHead(config)
         self.sbo = SBOHead(config)
         initialise(self, config.initializer_range)
@@ -42,13 +49,11 @@ class SpanBertForPretraining(nn.Module):
         )
 
 
-class SpanBertForQuestionAnswering(nn.Module):
+class SpanBertForQuestionAnswering(SpanBertModel):
     """Start and end logits for every token from one linear layer (§5)."""
 
     def __init__(self, config: EncoderConfig, backend: str = "eager"):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, backend)
+        super().__init__(config, backend)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         initialise(self, config.initializer_range)
 
@@ -59,13 +64,11 @@ class SpanBertForQuestionAnswering(nn.Module):
         return start_T, end_T
 
 
-class SpanBertForTokenClassification(nn.Module):
+class SpanBertForTokenClassification(SpanBertModel):
     """A label for every token: dropout → linear."""
 
     def __init__(self, config: EncoderConfig, num_labels: int, backend: str = "eager"):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, backend)
+        super().__init__(config, backend)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         initialise(self, config.initializer_range)
@@ -75,13 +78,11 @@ class SpanBertForTokenClassification(nn.Module):
         return self.classifier(self.dropout(self.encoder(*batch)))
 
 
-class SpanBertForSequenceClassification(nn.Module):
+class SpanBertForSequenceClassification(SpanBertModel):
     """A label for every sequence or pair: pooled [CLS] → dropout → linear."""
 
     def __init__(self, config: EncoderConfig, num_labels: int, backend: str = "eager"):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, backend)
+        super().__init__(config, backend)
         self.pooler = Pooler(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)

@@ -43,7 +43,7 @@ class _Stream:
 def output_may_fail() -> Iterator[None]:
     """While active, errors of standard output and standard error are swallowed, and the stream is silent from then on."""
     before = sys.stdout, sys.stderr
-    with contextlib.redirect_stdout(_Stream(before[0])), contextlib.redirect_stderr(_Stream(before[1])):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(_Stream(before[0])), contextlib.redirect_stderr(_Stream(before[1])):
         try:
             yield
         finally:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import nn
 
 from spanbert.checkpoint.load_report import LoadReport
 from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer
@@ -15,10 +14,11 @@ from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import encoder_path
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=SpanBertModel)
 
 
 class StartedModel(NamedTuple, Generic[M]):

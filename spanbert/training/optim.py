@@ -51,8 +51,8 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     The decision is made where the numbers are: the fused kernels of PyTorch take a flag (made for gradient scalers)
     and leave everything alone when it is set, so the host never waits to find out.
     """
-    optimizer.found_inf = bad.to(torch.float32)
+    setattr(optimizer, "found_inf", bad.to(torch.float32))  # noqa: B010 (no attribute that the class declares)
     try:
         optimizer.step()
     finally:
-        del optimizer.found_inf
+        delattr(optimizer, "found_inf")

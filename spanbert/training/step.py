@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spanbert.device import autocast
 from spanbert.distributed import Group
 from spanbert.model.dropout import dropout_key
+from spanbert.model.models import SpanBertModel
 from spanbert.training.optim import clip_gradients, set_learning_rate, step_unless
 from spanbert.training.parallel import gradient_sync
 
@@ -52,7 +53,7 @@ class OptimizerStep:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SpanBertModel,
         parallel: nn.Module,
         optimizer: torch.optim.Optimizer,
         group: Group,

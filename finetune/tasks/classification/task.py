@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.records import Purpose
 from finetune.tasks.classification.features import SPECIALS, TextSet, encode_texts
@@ -19,7 +19,7 @@ from finetune.tasks.classification.records import Columns, TextFile, read_texts
 from spanbert.config import from_dict, to_dict
 from spanbert.errors import UserError
 from spanbert.model.batch import PackedBatch
-from spanbert.model.models import SpanBertForSequenceClassification
+from spanbert.model.models import SpanBertForSequenceClassification, SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 
@@ -49,7 +49,7 @@ class ClassifyTask:
 
     name: ClassVar[str] = "classify"
     noun: ClassVar[str] = "texts"
-    model: ClassVar[type[nn.Module]] = SpanBertForSequenceClassification
+    model: ClassVar[type[SpanBertModel]] = SpanBertForSequenceClassification
 
     settings: ClassifySettings = field(default_factory=ClassifySettings)
 

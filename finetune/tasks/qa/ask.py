@@ -50,9 +50,9 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
     high = min(len(text), end + SENTENCE_REACH)
     for match in SENTENCE_END.finditer(text, low, start):
         low = match.end()
-    match = SENTENCE_END.search(text, max(end - 1, start), high)
-    if match and match.end() >= end:
-        high = match.end()
+    last = SENTENCE_END.search(text, max(end - 1, start), high)
+    if last and last.end() >= end:
+        high = last.end()
     while low < start and text[low].isspace():
         low += 1
     while high > end and text[high - 1].isspace():

@@ -74,8 +74,8 @@ def encode_questions(
 ) -> QuestionSet:
     """Tokenize paragraphs and lay out their windows; texts are not kept."""
     collected = _Collected(config.max_question, malformed)
-    for paragraph, context, questions in _tokenized(paragraphs, tokenizer):
-        collected.add(paragraph, context, questions)
+    for paragraph, context, asked in _tokenized(paragraphs, tokenizer):
+        collected.add(paragraph, context, asked)
     contexts, questions = collected.parts()
     windows = Windows.over(questions, contexts, config)
     return QuestionSet(config, tokenizer.cls_id, tokenizer.sep_id, contexts, questions, windows)
@@ -89,8 +89,8 @@ def encode_with_texts(
     texts: list[str] = []
     offsets = [np.zeros((0, 2), dtype=np.int32)]
     golds: list[tuple[str, ...]] = []
-    for paragraph, context, questions in _tokenized(paragraphs, tokenizer):
-        taken = collected.add(paragraph, context, questions)
+    for paragraph, context, asked in _tokenized(paragraphs, tokenizer):
+        taken = collected.add(paragraph, context, asked)
         texts.append(paragraph.context)
         offsets.append(context.offsets)
         golds += [paragraph.questions[place].answers for place in taken]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.records import Purpose
 from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question
@@ -23,7 +23,7 @@ from finetune.tasks.qa.metrics import describe, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from spanbert.config import from_dict, to_dict
 from spanbert.model.batch import PackedBatch
-from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.model.models import SpanBertForQuestionAnswering, SpanBertModel
 from spanbert.model.packing import unpack
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -62,7 +62,7 @@ class QATask:
 
     name: ClassVar[str] = "qa"
     noun: ClassVar[str] = "questions"
-    model: ClassVar[type[nn.Module]] = SpanBertForQuestionAnswering
+    model: ClassVar[type[SpanBertModel]] = SpanBertForQuestionAnswering
 
     settings: QASettings = field(default_factory=QASettings)
     check_offsets: bool = True
