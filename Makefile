@@ -25,15 +25,16 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the bundled models, then the whole main job on sample data: under 10 minutes on 2 cores
 	SPANBERT=$(BIN)/spanbert sample/demo.sh
 
-test: setup  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: setup  ## the fast tests: under 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
-test-slow: setup  ## every test that needs no GPU
+test-slow: setup  ## every test that needs no GPU: what runs every night
 	$(BIN)/python -m pytest -m "not gpu"
 
-lint: setup  ## ruff: rules and format
+lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .

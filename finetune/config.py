@@ -1,4 +1,4 @@
-"""The options of `spanbert finetune qa`."""
+"""The options that all tasks have; a task's own commands add theirs."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from spanbert.errors import UserError
 
 
 @dataclass(frozen=True)
-class FinetuneQAConfig:
-    """Fine-tune on extractive questions: SQuAD 1.1, SQuAD 2.0 or MRQA files, plain or .gz."""
+class FinetuneConfig:
+    """Options of `spanbert finetune TASK`."""
 
     train: Path
-    """Training questions. Malformed records are skipped, counted and listed in OUTPUT/skipped.txt."""
+    """Labelled examples. Malformed records are skipped, counted and listed in OUTPUT/skipped.txt."""
     output: Path
     """The run's folder: config, metrics, predictions, and the final model in OUTPUT/model."""
     init: str
-    """Where the encoder comes from: a model or run folder, "shipped" (the one that comes with this program), or "random"."""
+    """Where the encoder comes from: a model or run folder, "bundled" (the one that comes with this program), or "random"."""
     dev: Path | None = None
-    """Questions to evaluate on at the end, and on which the null threshold is chosen. Must be well-formed."""
+    """Examples to evaluate on at the end, and on which settings such as a null threshold are chosen. Must be well-formed."""
     size: Literal["mini", "small", "base", "large"] = "mini"
     """Shape of the encoder with --init random."""
     tokenizer: Path | None = None
     """Tokenizer folder or vocab.txt with --init random; otherwise the model brings its own."""
     lowercase: bool | None = None
     """Lower-case text, instead of what the tokenizer's own files say."""
-    max_train_questions: int | None = None
-    """Train on the first N questions of a shuffle fixed by --shuffle-seed."""
     shuffle_seed: int = 0
-    """Seed of that shuffle, apart from --seed so that runs of several seeds see the same questions."""
+    """Seed of the shuffle that chooses when only some examples are trained on; apart from --seed, so that runs of several seeds see the same ones."""
     epochs: int = 4
     """Passes over the training windows."""
     batch_size: int = 32
-    """Windows of an optimizer step."""
+    """Windows of an optimizer step, on all ranks together."""
     micro_batch_size: int = 0
-    """Windows of a forward pass, to save memory; 0 for all of the batch. The gradients are the same."""
+    """Windows of a forward pass, to save memory; 0 for all that a rank has of a batch. The gradients are the same."""
     lr: float = 3e-5
     """Peak learning rate (the paper picks from 5e-6, 1e-5, 2e-5, 3e-5, 5e-5)."""
     warmup: float = 0.1
@@ -47,22 +47,18 @@ class FinetuneQAConfig:
     """Largest norm of the gradient; 0 for no clipping."""
     dropout: float = 0.1
     """Of hidden states and of attention."""
-    window: int = 384
-    """Length of a window in pieces, question and special tokens included."""
-    stride: int = 128
-    """Step between windows, in context pieces."""
-    max_question: int = 64
-    """Pieces kept of a question; cut ones are counted and reported."""
-    max_answer: int = 30
-    """Longest answer at decoding, in pieces."""
     seed: int = 0
     """Of the head's initialisation, the data order and dropout."""
+    log_every: int = 10
+    """Steps between records of metrics.jsonl."""
     save_every: int = 500
-    """Steps between checkpoints to resume from."""
+    """Steps between checkpoints to resume from; the newest two are kept."""
+    stop_after_bad_steps: int = 10
+    """Give up after so many steps in a row whose loss or gradient is not finite; such steps are skipped."""
     evaluate_each_epoch: bool = False
     """Also evaluate on --dev after every epoch but the last."""
     resume: bool = False
-    """Go on with the run in OUTPUT."""
+    """Resume the run in OUTPUT."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -70,15 +66,16 @@ class FinetuneQAConfig:
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
 
+    @property
+    def max_examples(self) -> int | None:
+        """How many examples to train on, where that is limited."""
+        return None
+
     def check(self) -> None:
         """UserError for values that make no sense together."""
-        for name in ("epochs", "batch_size", "max_answer", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
-        if self.max_train_questions is not None and self.max_train_questions < 1:
-            raise UserError(f"--max-train-questions {self.max_train_questions}: give at least 1.")
-        if self.micro_batch_size < 0:
-            raise UserError(f"--micro-batch-size {self.micro_batch_size}: give 0 or more.")
+        for name in ("epochs", "batch_size", "save_every", "log_every", "stop_after_bad_steps"):
+            check_at_least(self, name, 1)
+        check_at_least(self, "micro_batch_size", 0)
         if not 0 <= self.dropout < 1 or not 0 <= self.warmup <= 1:
             raise UserError("--dropout must be in [0, 1) and --warmup in [0, 1].")
         if self.init == "random" and self.tokenizer is None:
@@ -89,5 +86,61 @@ class FinetuneQAConfig:
             raise UserError("--evaluate-each-epoch needs --dev.")
 
 
-#: Options that may change when a run is resumed: they do not touch the numbers.
-MAY_DIFFER_ON_RESUME = ("resume", "save_every", "device")
+#: Options that a resumed run may change. What lies at "train" and "dev" is compared by its hash. Another device, precision,
+#: back-end or micro-batch size rounds differently and draws other dropout; the rest touches no number at all.
+MAY_DIFFER_ON_RESUME = (
+    "resume", "log_every", "save_every", "stop_after_bad_steps", "evaluate_each_epoch", "train", "dev", "output",
+    "device", "precision", "backend", "micro_batch_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Options of `spanbert evaluate TASK`."""
+
+    model: Positional[Path]
+    """Model or run folder."""
+    file: Positional[Path | None] = None
+    """Labelled examples, in a format that the task trains on."""
+    output: Path | None = None
+    """Folder for metrics.json and the predictions."""
+    limit: int | None = None
+    """Only the first N examples of the file."""
+    batch_tokens: int = 16384
+    """Tokens of a batch."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass."""
+    backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
+    """Attention implementation."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Options of `spanbert predict TASK`."""
+
+    model: Positional[Path]
+    """Model or run folder."""
+    file: Positional[Path]
+    """Examples without labels (those there are are not looked at)."""
+    output: Path | None = None
+    """File for the predictions, one JSON object a line, instead of standard output."""
+    limit: int | None = None
+    """Only the first N examples of the file."""
+    batch_tokens: int = 16384
+    """Tokens of a batch."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass."""
+    backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
+    """Attention implementation."""
+
+
+def check_at_least(config: object, name: str, least: int) -> None:
+    """UserError when an option (None is fine) is below `least`."""
+    value = getattr(config, name)
+    if value is not None and value < least:
+        wanted = f"give at least {least}" if least else "give 0 or more"
+        raise UserError(f"--{name.replace('_', '-')} {value}: {wanted}.")

@@ -1,20 +1,34 @@
-"""Running a question-answering model over windows, in bounded memory, and decoding as it goes."""
+"""Running a model over windows, in bounded memory, and decoding as it goes: the same for every task."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
-from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question, windows_by_question
-from finetune.tasks.qa.features import QuestionSet
-from spanbert.device import autocast
+from finetune.task import Features, Task
+from spanbert.checkpoint.architectures import architecture_of
+from spanbert.checkpoint.model_folder import load_model_and_tokenizer
+from spanbert.checkpoint.store import find_model
+from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.errors import UserError
-from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.files import write_atomic
+from spanbert.model.backend import resolve_backend
+from spanbert.tokenizer.wordpiece import Tokenizer
+
+if TYPE_CHECKING:
+    from finetune.config import EvaluateConfig, PredictConfig
 
 CHUNK_WINDOWS = 4096  # logits of so many windows are held at a time
+
+T = TypeVar("T", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,46 @@ class Machine:
     device: torch.device
     precision: str  # "fp32" or "bf16"
     tokens: int = 16384  # of a batch at inference
+
+
+@dataclass(frozen=True)
+class TrainedModel(Generic[T]):
+    """A model that was trained for a task, ready to predict."""
+
+    folder: Path
+    task: T
+    model: nn.Module
+    tokenizer: Tokenizer
+    machine: Machine
+
+
+def load_trained(
+    task: type[T], folder: Path, *, device: str = "auto", precision: str = "auto", backend: str = "auto"
+) -> TrainedModel[T]:
+    """A folder that `spanbert finetune` wrote, or another of the Hugging Face layout with this task's heads.
+
+    Raises UserError when it holds no model, or one whose heads were not trained for the task.
+    """
+    folder = find_model(Path(folder))
+    where = choose_device(device)
+    model, tokenizer, report = load_model_and_tokenizer(folder, task.model, backend=resolve_backend(backend, where))
+    if not all(report.has(head.name) for head in architecture_of(task.model).heads):
+        raise UserError(
+            f"{folder} has no trained head for this task; train one: spanbert finetune {task.name} --init {folder} …"
+        )
+    positions = model.config.max_position_embeddings
+    stated = task.of_model(report.config, positions, f"{folder}/config.json")
+    stated.check(positions)
+    machine = Machine(where, choose_precision(where, precision))
+    return TrainedModel(folder, stated, model.to(where).eval(), tokenizer, machine)
+
+
+def load_configured(task: type[T], folder: Path, config: EvaluateConfig | PredictConfig) -> TrainedModel[T]:
+    """``load_trained`` with a command's options. Raises UserError as it does, and for a batch of no tokens."""
+    if config.batch_tokens < 1:
+        raise UserError(f"--batch-tokens {config.batch_tokens}: give at least 1.")
+    trained = load_trained(task, folder, device=config.device, precision=config.precision, backend=config.backend)
+    return replace(trained, machine=replace(trained.machine, tokens=config.batch_tokens))
 
 
 def budget_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
@@ -41,47 +95,63 @@ def budget_batches(lengths: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 @torch.inference_mode()
 def window_logits(
-    model: SpanBertForQuestionAnswering,
-    questions: QuestionSet,
+    task: Task,
+    model: nn.Module,
+    features: Features,
     windows: np.ndarray,
     machine: Machine,
     advance: Callable[[int], object] = lambda windows: None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Start and end logits, (tokens,) float32 each, of every window asked for, in the order asked.
+) -> list[np.ndarray]:
+    """The logits of every window asked for, float32, in the order asked.
 
     Raises UserError when the model gives a logit that is not finite.
     """
-    logits: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(windows)
-    for group in budget_batches(questions.window_lengths_W[windows], machine.tokens):
-        packed = questions.packed(windows[group])
+    logits: list[np.ndarray] = [np.zeros(0)] * len(windows)
+    for group in budget_batches(features.lengths[windows], machine.tokens):
+        packed = features.packed(windows[group])
         with autocast(machine.device, machine.precision):
-            start_T, end_T = model(packed.tensors().to(machine.device))
-        scores_2T = torch.stack([start_T, end_T]).float().cpu().numpy()
-        if not np.isfinite(scores_2T).all():
+            output = model(packed.tensors().to(machine.device))
+        on_host = task.logits(output).float().cpu().numpy()
+        if not np.isfinite(on_host).all():
             raise UserError("the model's logits are not finite: the checkpoint is damaged or its training diverged.")
-        for place, begin, end in zip(group, packed.cu_seqlens, packed.cu_seqlens[1:], strict=False):
-            logits[place] = (scores_2T[0, begin:end], scores_2T[1, begin:end])
+        for place, part in zip(group, task.by_window(on_host, packed.cu_seqlens), strict=True):
+            logits[place] = part
         advance(len(group))
     return logits
 
 
 def predict(
-    model: SpanBertForQuestionAnswering,
-    questions: QuestionSet,
-    decode: DecodeConfig,
+    task: Task,
+    model: nn.Module,
+    features: Features,
     machine: Machine,
-    *,
-    null_allowed: bool,
     advance: Callable[[int], object] = lambda windows: None,
-) -> Iterator[Decoded]:
-    """Answers to all questions, in order. The model must be in eval mode; `advance` hears of windows done."""
-    group: list[tuple[int, range]] = []
-    for question, windows in windows_by_question(questions):
-        group.append((question, windows))
-        if windows.stop - group[0][1].start >= CHUNK_WINDOWS or question + 1 == len(questions):
-            first = group[0][1].start
-            logits = window_logits(model, questions, np.arange(first, windows.stop), machine, advance)
-            for member, own in group:
-                part = logits[own.start - first : own.stop - first]
-                yield decode_question(questions, member, own, part, decode, null_allowed=null_allowed)
-            group = []
+) -> Iterator[Any]:
+    """Predictions for all examples, in order. The model must be in eval mode; `advance` hears of windows done."""
+    bounds = features.bounds.tolist()
+    begin = 0
+    for example in range(features.examples):
+        first, stop = bounds[begin], bounds[example + 1]
+        if stop - first < CHUNK_WINDOWS and example + 1 < features.examples:
+            continue
+        logits = window_logits(task, model, features, np.arange(first, stop), machine, advance)
+        for member in range(begin, example + 1):
+            yield task.decode(features, member, logits[bounds[member] - first : bounds[member + 1] - first])
+        begin = example + 1
+
+
+def run_predict(trained: TrainedModel[Any], file: Path, output: Path | None, limit: int | None) -> None:
+    """Predictions for the examples of `file` (- for standard input) as JSON lines, to `output` or standard output."""
+    task = trained.task
+    records = task.read(file, "predict").first(limit)
+    features = task.encode(records, trained.tokenizer, "predict")
+    for note in features.notes:
+        print(f"{file}: {note}", file=sys.stderr)
+    predictions = predict(task, trained.model, features, trained.machine)
+    lines = (json.dumps(task.record(features, n, one), ensure_ascii=False) for n, one in enumerate(predictions))
+    if output is None:
+        for line in lines:
+            print(line)
+        return
+    write_atomic(output, "".join(f"{line}\n" for line in lines))
+    print(f"wrote {output} ({features.examples:,} {task.noun})")

@@ -1,173 +1,151 @@
-"""What surrounds the fine-tuning loop: the starting model, the data, the run's folder, saving, resuming, the end."""
+"""A fine-tuning run's folder: what is logged, saved to resume from, evaluated, and left behind at the end."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from finetune.config import MAY_DIFFER_ON_RESUME, FinetuneQAConfig
-from finetune.evaluate import Evaluation, describe, evaluate_model, read_question_set, write_evaluation
-from finetune.predict import Machine
-from finetune.tasks.qa.answerer import SETTINGS_KEY, QASettings
-from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
-from finetune.tasks.qa.records import QAReader, RecordReport
-from spanbert.checkpoint.model_folder import build_model, load_model, load_model_and_tokenizer, save_model, write_model
-from spanbert.checkpoint.store import CheckpointStore, find_model
+from finetune.config import MAY_DIFFER_ON_RESUME, FinetuneConfig
+from finetune.evaluate import Evaluation, evaluate, listed, write_evaluation
+from finetune.prepare import Prepared
+from spanbert.checkpoint.model_folder import save_model, write_model
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
-from spanbert.config import to_dict
-from spanbert.errors import UserError
+from spanbert.distributed import Group
 from spanbert.files import write_atomic
-from spanbert.model.backend import resolve_backend
-from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertForQuestionAnswering
-from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.metrics import plot_curves
-from spanbert.training.run_folder import RunFolder
-from spanbert.weights import encoder_path
+from spanbert.training.resume import RunStart
+from spanbert.training.run_folder import check_same_config
+from spanbert.training.step_log import BadStep, StepLog, bad_steps_in_a_row
 
 
-def start_model(config: FinetuneQAConfig, device: torch.device) -> tuple[SpanBertForQuestionAnswering, Tokenizer]:
-    """A new model of `config.size`, or the encoder at `config.init`; a missing head is initialised and named."""
-    backend = resolve_backend(config.backend, device)
-    dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
-    windows = WindowConfig(config.window, config.stride, config.max_question)
-    if config.init == "random":
-        assert config.tokenizer is not None
-        tokenizer = Tokenizer.load(config.tokenizer, lowercase=config.lowercase)
-        vocabulary = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
-        shape = EncoderConfig.preset(config.size, **vocabulary, **dropout)
-        windows.check(shape.max_position_embeddings)
-        model = build_model(SpanBertForQuestionAnswering, shape, config.seed, backend=backend)
-        print(f"starting from random weights: {config.size}")
-        return model.to(device), tokenizer
-    folder = encoder_path() if config.init == "shipped" else find_model(Path(config.init))
-    model, tokenizer, report = load_model_and_tokenizer(
-        folder,
-        SpanBertForQuestionAnswering,
-        lowercase=config.lowercase,
-        seed=config.seed,
-        config_overrides=dropout,
-        backend=backend,
-    )
-    windows.check(model.config.max_position_embeddings)
-    fresh = f", initialised: {', '.join(report.initialised)}" if report.initialised else ""
-    print(f"starting from {report.file}: {len(report.loaded)} tensors loaded{fresh}")
-    return model.to(device), tokenizer
+@dataclass
+class State:
+    """Where a run stands, beside weights and moments."""
+
+    log: StepLog
+    """Of the steps since the last record: (labels, tokens) are counted, the loss is summed."""
+    step: int = 0
+    bad_in_a_row: int = 0
+    seconds: float = 0.0
+    """Of training since the last record."""
 
 
-def read_training_set(config: FinetuneQAConfig, tokenizer: Tokenizer) -> tuple[QuestionSet, RecordReport]:
-    """The questions to train on, in the order of the file or, when limited, of the fixed shuffle. Says what it read."""
-    reader = QAReader(config.train, skip_malformed=True)
-    windows = WindowConfig(config.window, config.stride, config.max_question)
-    questions = build_question_set(reader, tokenizer, windows, keep_text=False, malformed=reader.malformed)
-    print(f"{config.train}: {reader.report.summary()}")
-    for line in reader.report.lines[:5]:
-        print(f"  skipped: {line}")
-    if not len(questions):
-        raise UserError(f"{config.train}: no usable question is left.")
-    if questions.truncated:
-        print(f"  {questions.truncated:,} questions cut to {config.max_question} pieces")
-    if config.max_train_questions is not None and config.max_train_questions < len(questions):
-        order = np.random.default_rng(config.shuffle_seed).permutation(len(questions))
-        print(
-            f"  training on the first {config.max_train_questions:,} of {len(questions):,} questions in the order of "
-            f"numpy.random.default_rng({config.shuffle_seed}).permutation"
-        )
-        questions = questions.select(order[: config.max_train_questions])
-    return questions, reader.report
+def complete(config: FinetuneConfig) -> bool:
+    """Whether the run in OUTPUT has its model already; says so, and removes the checkpoints that a kill left there.
+
+    Raises UserError when it was started with other options.
+    """
+    final = config.output / "model"
+    if not (final / "config.json").is_file() or not (config.output / "config.json").is_file():
+        return False
+    check_same_config(config.output, config, MAY_DIFFER_ON_RESUME)
+    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    print(f"{config.output} is complete; its model is {final}")
+    return True
 
 
-class QASession:
-    """One process's stretch of a fine-tuning run."""
+class FinetuneRun:
+    """One process's session of a run. Made first: it refuses what cannot be, before anything is read or written."""
 
-    def __init__(
-        self,
-        config: FinetuneQAConfig,
-        model: SpanBertForQuestionAnswering,
-        tokenizer: Tokenizer,
-        machine: Machine,
-    ) -> None:
-        self.config, self.model, self.tokenizer, self.machine = config, model, tokenizer, machine
-        self.settings = QASettings(config.window, config.stride, config.max_question, config.max_answer)
-        self.final = config.output / "model"
-        self.dev: QuestionSet | None = None
-        if config.resume:
-            if not (config.output / "config.json").exists():
-                raise UserError(f"--resume: {config.output} holds no run; leave --resume out to start one.")
-            if self.final.exists():
-                raise UserError(f"--resume: {config.output} is complete; its model is {self.final}.")
-        elif (config.output / "config.json").exists():
-            raise UserError(
-                f"{config.output} already holds a run: add --resume to go on with it, or choose another --output."
-            )
+    def __init__(self, config: FinetuneConfig, group: Group):
+        self.config, self.group = config, group
+        self.start = RunStart(config.output, config, MAY_DIFFER_ON_RESUME, resume=config.resume, group=group)
 
-    def read_dev(self) -> None:
-        """Read and check the dev file, if there is one."""
-        if self.config.dev is not None:
-            self.dev = read_question_set(self.config.dev, self.tokenizer, self.settings)
-            print(f"{self.config.dev}: {len(self.dev):,} questions in {self.dev.windows:,} windows")
+    def open(self, prepared: Prepared, optimizer: torch.optim.Optimizer) -> State:
+        """Start the run's folder, or with --resume put the optimizer back → where to continue. All ranks call it."""
+        self.prepared = prepared
+        state = State(StepLog(self.group, counts=2))
+        checkpoint = self.start.checkpoint
+        if checkpoint is not None:
+            stored = load_training_state(checkpoint, prepared.model, optimizer)
+            log = StepLog(self.group, counts=2, stored=stored["log"])
+            state = State(log, stored["step"], stored["bad_in_a_row"], stored["seconds"])
+            self.group.print_main(f"resuming from {checkpoint}: step {state.step:,}")
+        self.folder = self.start.open(state.step, prepared.identity, self.config.train)
+        if self.folder is not None and prepared.report.lines:
+            write_atomic(self.config.output / "skipped.txt", "\n".join(prepared.report.lines) + "\n")
+        return state
 
-    def open(self, optimizer: torch.optim.Optimizer, report: RecordReport) -> int:
-        """Start the run's folder, or with --resume load the newest whole checkpoint → the step to go on from."""
-        config = self.config
-        self.settings = replace(self.settings, null_allowed=report.impossible > 0)
-        step, newest = 0, None
-        self.store = CheckpointStore(config.output / "checkpoints", keep_last=1)
-        if config.resume:
-            newest = self.store.newest_whole()
-            if newest is not None:
-                loaded, _ = load_model(newest, SpanBertForQuestionAnswering)
-                self.model.load_state_dict(loaded.state_dict())
-                step = int(load_training_state(newest, self.model, optimizer)["step"])
-            self.run = RunFolder.reopen(config.output, config, MAY_DIFFER_ON_RESUME, step)
-            print(
-                f"resuming from {newest}" if newest else f"{config.output} has no checkpoint yet: starting from step 0"
-            )
-        else:
-            self.run = RunFolder.start(config.output, config)
-        if report.lines:
-            write_atomic(config.output / "skipped.txt", "\n".join(report.lines) + "\n")
-        return step
+    def report(self, state: State, *, epoch: float, lr: float) -> str:
+        """Log the steps since the last record → a few words for the progress bar.
 
-    def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint to resume from."""
+        Steps that were skipped are named. Raises UserError with advice when too many in a row were.
+        """
+        totals, bad, steps = state.log.close()
+        seconds, state.seconds = state.seconds, 0.0
+        words = ""
+        if totals is not None:
+            labels, tokens = totals.counts
+            loss = totals.sums[0] / labels
+            values = {"epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": totals.norm}
+            self._log(state.step, "train", **values, tokens=int(tokens), seconds=seconds)
+            words = f"loss {loss:.3f}, {tokens / seconds:,.0f} tokens/s"
+        limit = self.config.stop_after_bad_steps
+        state.bad_in_a_row = bad_steps_in_a_row(state.bad_in_a_row, steps, bad, limit, self._report_bad)
+        return words
+
+    def _report_bad(self, bad: BadStep) -> None:
+        self._log(bad.step, "skipped", reason=f"{bad.what} not finite")
+        self.group.print_main(f"step {bad.step}: {bad.what} not finite, skipped")
+
+    def _log(self, step: int, split: str, **values: float | str) -> None:
+        if self.folder is not None:
+            self.folder.log(step, split, **values)
+
+    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint to resume from. All ranks call it."""
+        counters = {
+            "step": state.step,
+            "bad_in_a_row": state.bad_in_a_row,
+            "seconds": state.seconds,
+            "log": state.log.stored(),
+        }
+        prepared = self.prepared
 
         def write(folder: Path) -> None:
-            write_model(folder, self.model, self.tokenizer, {SETTINGS_KEY: to_dict(self.settings)})
-            save_training_state(folder, self.model, optimizer, {"step": step})
+            if self.group.is_main:
+                write_model(folder, prepared.model, prepared.tokenizer, prepared.task.model_config())
+            save_training_state(folder, prepared.model, optimizer, counters, self.group)
 
-        self.store.save(step, write)
+        self.start.store.save(state.step, write)
 
-    def evaluate(self, step: int) -> Evaluation:
-        """Score the model as it is on dev, with the null threshold that is best there, and log it."""
-        assert self.dev is not None
-        evaluation = evaluate_model(self.model, self.dev, self.settings, self.machine, search_threshold=True)
-        self.run.log(step, "validation", **evaluation.metrics)
-        print(describe(evaluation.metrics))
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Score the model as it is on dev, with the settings that are best there, and log it. The main rank does it."""
+        prepared, evaluation = self.prepared, None
+        if self.group.is_main and prepared.dev is not None:
+            evaluation = evaluate(prepared.task, prepared.model, prepared.dev, prepared.machine, tune=True)
+            self._log(step, "validation", **evaluation.metrics)
+            print(evaluation.task.describe(evaluation.metrics))
+        self.group.barrier()
         return evaluation
 
     def finish(self, step: int) -> None:
-        """Evaluate, write the model with its settings and the curves; the checkpoints have served."""
-        evaluation = self.evaluate(step) if self.dev is not None else None
-        if evaluation is not None:
-            write_evaluation(self.config.output, evaluation)
-            threshold = evaluation.metrics.get("null_threshold", 0.0)
-            self.settings = replace(self.settings, null_threshold=threshold)
-        elif self.settings.null_allowed:
-            print(
-                "no --dev: the null threshold stays 0; `spanbert evaluate qa` on labelled questions finds a better one"
-            )
-        save_model(self.final, self.model, self.tokenizer, {SETTINGS_KEY: to_dict(self.settings)})
-        plot_curves(self.run.metrics(), ["loss"], self.config.output / "curves.png", self.config.output.name)
-        self.run.close()
-        shutil.rmtree(self.store.folder)
-        written = (
-            "predictions.json, nbest.json and metrics.json beside it" if evaluation else "no --dev, so no predictions"
-        )
-        print(f"wrote {self.final} ({step:,} steps); {written}")
-        context = self.config.dev or "FILE"
-        print(f'next: spanbert evaluate qa {self.final} {context}   or   spanbert ask {self.final} --context FILE "…"')
+        """Evaluate, write the predictions, the curves and the model with its settings; the checkpoints have served.
+
+        The model is written last: where it is, all else is.
+        """
+        evaluation = self.evaluate(step)
+        self.group.on_main(lambda: self._write(step, evaluation))
+
+    def _write(self, step: int, evaluation: Evaluation | None) -> None:
+        assert self.folder is not None
+        output, prepared = self.config.output, self.prepared
+        task = evaluation.task if evaluation is not None else prepared.task
+        names = write_evaluation(output, evaluation) if evaluation is not None else []
+        plot_curves(self.folder.metrics(), ["loss"], output / "curves.png", output.name)
+        final = output / "model"
+        save_model(final, prepared.model, prepared.tokenizer, task.model_config())
+        shutil.rmtree(self.start.store.folder)
+        written = f"{listed(names)} beside it" if names else "no --dev, so no predictions"
+        print(f"wrote {final} ({step:,} steps); {written}")
+        for note in task.training_notes(evaluated=evaluation is not None):
+            print(note)
+        dev = self.config.dev or "FILE"
+        print(f"next: spanbert evaluate {task.name} {final} {dev}   or   {task.next_command(final)}")
+
+    def close(self) -> None:
+        """Let go of the run's folder, whatever happened."""
+        self.start.close()

@@ -1,4 +1,4 @@
-"""`spanbert finetune qa`: the fine-tuning loop, top to bottom (§5).
+"""`spanbert finetune TASK`: the fine-tuning loop of every task, top to bottom (§5).
 
 Nothing random is consumed on the way: the order of the windows is a function of (seed, epoch), dropout of (seed, step,
 micro-batch). A resumed run needs weights, optimizer state and a step number only, and on a CPU ends bit-identical to
@@ -8,22 +8,27 @@ one that was never stopped.
 from __future__ import annotations
 
 import functools
+import math
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from finetune.config import FinetuneQAConfig
-from finetune.predict import Machine
-from finetune.run import QASession, read_training_set, start_model
-from finetune.tasks.qa.loss import qa_loss_sum
-from spanbert.device import autocast, choose_device, choose_precision, describe, tune_allocator
-from spanbert.errors import UserError
-from spanbert.model.dropout import dropout_key
+from finetune.config import FinetuneConfig
+from finetune.prepare import Prepared, prepare
+from finetune.run import FinetuneRun, complete
+from finetune.task import Features, Task
+from spanbert.device import choose_precision, describe, tune_allocator
+from spanbert.distributed import Group, join_group
+from spanbert.model.batch import PackedBatch
 from spanbert.model.encoder import count_parameters
-from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+from spanbert.training.optim import adamw, linear_schedule
+from spanbert.training.parallel import parallelise
 from spanbert.training.signals import StopRequest
+from spanbert.training.step import OptimizerStep
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,84 +48,120 @@ def step_windows(step: int, windows: int, lengths_W: np.ndarray, batch_size: int
     return chosen[np.argsort(-lengths_W[chosen], kind="stable")]
 
 
-def run_finetune_qa(config: FinetuneQAConfig) -> None:
-    """Train, evaluate, and leave OUTPUT/model, which `evaluate qa` and `ask` take."""
-    # the machine
+def share_of(windows: np.ndarray, micro_batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+    """This rank's micro-batches of a step's windows; every rank has equally many, some of them maybe empty.
+
+    Micro-batch number n of the whole step is number n // world of rank n % world, so that dropout, which is drawn by
+    step and micro-batch, is the same on any number of ranks that cuts the step alike.
+    """
+    size = micro_batch_size or -(-len(windows) // world)
+    parts = [windows[begin : begin + size] for begin in range(0, len(windows), size)]
+    parts += [windows[:0]] * (-len(parts) % world)
+    return parts[rank::world]
+
+
+class MicroBatch(NamedTuple):
+    """Windows of one forward pass."""
+
+    packed: PackedBatch[Tensor]
+    labels: Tensor
+    count: float
+    """Labels of the whole step; infinite, so that nothing is added, for a rank that has no window left."""
+
+
+def micro_batches(features: Features, windows: np.ndarray, config: FinetuneConfig, group: Group) -> list[MicroBatch]:
+    """This rank's share of a step, ready for the device."""
+    count = float(features.count(windows))
+    parts = []
+    for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
+        taken = chosen if len(chosen) else windows[-1:]
+        labels = torch.from_numpy(features.labels(taken))
+        parts.append(MicroBatch(features.packed(taken).tensors(), labels, count if len(chosen) else math.inf))
+    return parts
+
+
+def run_finetune(task: Task, config: FinetuneConfig) -> None:
+    """Train, evaluate, and leave OUTPUT/model. Raises UserError for anything that cannot be, before it trains."""
     config.check()
     tune_allocator()
-    device = choose_device(config.device)
-    machine = Machine(device, choose_precision(device, config.precision))
+    with join_group(config.device) as group:
+        if config.resume and group.on_main(lambda: complete(config)):
+            return
+        run = FinetuneRun(config, group)
+        try:
+            train(run, prepare(task, config, group, run.start.checkpoint), group)
+        finally:
+            run.close()
 
-    # the model and the windows
-    model, tokenizer = start_model(config, device)
-    session = QASession(config, model, tokenizer, machine)
-    questions, report = read_training_set(config, tokenizer)
-    session.read_dev()  # a malformed dev file should be known before the training, not after it
-    labels_W2, lengths_W = questions.labels(), questions.window_lengths_W
-    steps_per_epoch = -(-questions.windows // config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-    micro_batch = config.micro_batch_size or config.batch_size
 
-    # the optimizer and the run's folder; --resume puts both back
+def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
+    """The loop, from where the run stands."""
+    # the data, the model, and the optimizer; the run's folder puts weights, moments and the step number back
+    config, task, features, model = run.config, prepared.task, prepared.features, prepared.model
+    parallel = parallelise(model, model.encoder.layers, group, "ddp")
     optimizer = adamw(model, config.lr, weight_decay=config.weight_decay)
-    step = session.open(optimizer, report)
-    print(
-        f"{count_parameters(model):,} parameters · {len(questions):,} questions in {questions.windows:,} windows · "
-        f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {machine.precision} · "
-        f"attention: {model.encoder.backend} · {describe(device)}"
+    state = run.open(prepared, optimizer)
+    precision = choose_precision(group.device, config.precision)
+    stepper = OptimizerStep(
+        model, parallel, optimizer, group, precision=precision, clip_norm=config.clip_norm, seed=config.seed
+    )
+    windows = len(features.lengths)
+    steps_per_epoch = -(-windows // config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    group.print_main(
+        f"{count_parameters(model):,} parameters · {features.examples:,} {task.noun} in {windows:,} windows · "
+        f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {precision} · "
+        f"attention: {model.encoder.backend} · {describe(group.device)}"
     )
 
-    parameters = list(model.parameters())
+    def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
+        batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
+        total = task.loss(parallel(batch), labels, batch)
+        return total / part.count, total.detach().double() * math.isfinite(part.count)
+
     model.train()
-    bar = tqdm(total=total_steps, initial=step, unit=" steps", desc="training", dynamic_ncols=True)
-    trained_windows, trained_tokens, seconds = 0, 0, 0.0
+    bar = tqdm(
+        total=total_steps,
+        initial=state.step,
+        unit=" steps",
+        desc="training",
+        dynamic_ncols=True,
+        disable=not group.is_main,
+    )
     with StopRequest() as stop:
-        while step < total_steps and not stop.requested:
+        begun = time.perf_counter()
+        while state.step < total_steps:
+            if group.sum([float(stop.requested)])[0]:
+                break
+
             # one optimizer step: the gradient of the mean loss of its windows
-            begun = time.perf_counter()
-            lr = config.lr * linear_schedule((step + 1) / (total_steps + 1), config.warmup)
-            set_learning_rate(optimizer, lr)
-            loss_sum, tokens = 0.0, 0
-            windows = step_windows(step, questions.windows, lengths_W, config.batch_size, config.seed)
-            for part, begin in enumerate(range(0, len(windows), micro_batch)):
-                chosen = windows[begin : begin + micro_batch]
-                batch = questions.packed(chosen).tensors().to(device)
-                model.encoder.dropout_seed = dropout_key(config.seed, step, part)
-                torch.manual_seed(model.encoder.dropout_seed)  # for the back-ends that draw from PyTorch's generator
-                with autocast(device, machine.precision):
-                    start_T, end_T = model(batch)
-                labels_B2 = torch.from_numpy(labels_W2[chosen]).to(device)
-                loss = qa_loss_sum(start_T, end_T, batch.cu_seqlens, batch.max_seqlen, labels_B2)
-                (loss / len(windows)).backward()
-                loss_sum += loss.item()
-                tokens += batch.tokens
-            norm = clip_gradients(parameters, config.clip_norm)
-            if not torch.isfinite(norm):
-                raise UserError(
-                    f"step {step + 1}: the gradient is not finite; lower --lr, or use --precision fp32. "
-                    "The last checkpoint stands."
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
+            chosen = step_windows(state.step, windows, features.lengths, config.batch_size, config.seed)
+            lr = config.lr * linear_schedule((state.step + 1) / (total_steps + 1), config.warmup)
+            result = stepper.gradients(state.step, micro_batches(features, chosen, config, group), loss)
+            stepper.take(lr, result)
+            state.step += 1
+            state.log.add(state.step, (features.count(chosen), int(features.lengths[chosen].sum())), result)
 
             # report, evaluate, save
-            seconds += (spent := time.perf_counter() - begun)
-            trained_windows, trained_tokens = trained_windows + len(windows), trained_tokens + tokens
-            values = {"loss": loss_sum / len(windows), "lr": lr, "gradient_norm": float(norm)}
-            session.run.log(step, "train", epoch=step / steps_per_epoch, **values, tokens=tokens, seconds=spent)
-            rates = trained_windows / questions.windows * len(questions) / seconds, trained_tokens / seconds
-            bar.set_postfix_str(
-                f"loss {values['loss']:.3f}, {rates[0]:.1f} questions/s, {rates[1]:,.0f} tokens/s", False
-            )
+            reports = state.step % config.log_every == 0 or state.step == total_steps
+            if reports:
+                state.log.settle()  # waits for the device, so it belongs to the time that the steps took
+            state.seconds += time.perf_counter() - begun
             bar.update()
-            if step % steps_per_epoch == 0 and step < total_steps and config.evaluate_each_epoch:
-                session.evaluate(step)
-            if step % config.save_every == 0 or step == total_steps:
-                session.save(step, optimizer)
-    bar.close()
-    if step < total_steps:
-        session.save(step, optimizer)
-        print(f"stopped after step {step:,} of {total_steps:,}, saved.\ngo on with: the same command and --resume")
-        return
-    session.finish(step)
+            if reports:
+                bar.set_postfix_str(run.report(state, epoch=state.step / steps_per_epoch, lr=lr), refresh=False)
+            if state.step % steps_per_epoch == 0 and state.step < total_steps and config.evaluate_each_epoch:
+                run.evaluate(state.step)
+            if state.step % config.save_every == 0 or state.step == total_steps:
+                run.save(state, optimizer)
+            begun = time.perf_counter()
+        bar.close()
+        if state.step < total_steps:
+            run.save(state, optimizer)
+            group.print_main(
+                f"stopped after step {state.step:,} of {total_steps:,}, saved.\n"
+                "resume with: the same command and --resume"
+            )
+            stop.raise_if_requested()
+            return
+    run.finish(state.step)

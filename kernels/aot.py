@@ -13,7 +13,9 @@ path, and those instructions would round its operands to tf32.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import sys
@@ -27,6 +29,7 @@ import triton
 from kernels import (
     attention_backward_kernel,
     attention_forward_kernel,
+    attention_masks_kernel,
     attention_tiles_kernel,
     cross_entropy_kernel,
     gelu_kernel,
@@ -34,6 +37,7 @@ from kernels import (
     layer_norm_launch,
 )
 from kernels.attention_config import CAPABILITIES, all_configs
+from kernels.cross_entropy import IGNORED
 from kernels.device import interpreted
 from kernels.machine_code import MachineCode, read_machine_code
 
@@ -89,13 +93,24 @@ def _attention(capability: int) -> Iterator[Specimen]:
                         "BLOCK": choice.block,
                         "DROPOUT": dropout,
                         "PRECISION": "tf32" if half else "ieee",
+                        "COMPILED": True,
                     },
                     choice.num_warps,
                     choice.num_stages,
                     matrix=half,
-                    unaligned=("total", "threshold"),
+                    unaligned=("total", "heads", "words"),
                 )
     for tile in (32, 64, 128):
+        kernel = attention_masks_kernel.attention_masks_kernel
+        yield Specimen(
+            f"attention masks {tile} sm_{capability}",
+            kernel,
+            capability,
+            _types(kernel, "i32"),
+            {"TILE": tile, "GROUP": 4},
+            attention_masks_kernel.WARPS,
+            unaligned=("heads", "words", "threshold"),
+        )
         kernel = attention_tiles_kernel.attention_tiles_kernel
         constants = {"TILE": tile, "GROUP": 64}
         yield Specimen(
@@ -141,7 +156,7 @@ def _rows(capability: int) -> Iterator[Specimen]:
                 label, kernel, capability, _types(kernel, dtype), constants, gelu_kernel.WARPS, unaligned=loose
             )
         kernel = cross_entropy_kernel.cross_entropy_kernel
-        constants = {"BLOCK": cross_entropy_kernel.BLOCK, "GRADIENT": True}
+        constants = {"BLOCK": cross_entropy_kernel.BLOCK, "GRADIENT": True, "IGNORED": IGNORED}
         label = f"cross entropy {dtype} sm_{capability}"
         yield Specimen(
             label, kernel, capability, _types(kernel, dtype), constants, cross_entropy_kernel.WARPS, unaligned=loose
@@ -164,7 +179,14 @@ _FP32 = (
     "weight_ptr",
     "ln_bias_ptr",
 )
-_INTEGER = {"tiles_ptr": "*i32", "cu_ptr": "*i32", "correct_ptr": "*i32", "seed_ptr": "*i64", "target_ptr": "*i64"}
+_INTEGER = {
+    "tiles_ptr": "*i32",
+    "masks_ptr": "*i32",
+    "cu_ptr": "*i32",
+    "correct_ptr": "*i32",
+    "seed_ptr": "*i64",
+    "target_ptr": "*i64",
+}
 _FLOATS = ("scale", "scale_log2", "keep_scale", "eps")
 
 
@@ -201,12 +223,19 @@ def compile_specimen(specimen: Specimen) -> MachineCode:
         # What the launcher finds out at run time: pointers and strides divisible by 16 allow vector loads.
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", specimen.capability, 32),
-        options={"num_warps": specimen.num_warps, "num_stages": specimen.num_stages},
+    log = io.StringIO()
+    # ptxas speaks only when it runs, so never from Triton's cache, and Triton prints what it said.
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        triton.knobs.compilation.always_compile = True
+        triton.knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(
+            source,
+            target=GPUTarget("cuda", specimen.capability, 32),
+            options={"num_warps": specimen.num_warps, "num_stages": specimen.num_stages},
+        )
+    return read_machine_code(
+        compiled.asm["cubin"], compiled.metadata.shared, log.getvalue(), specimen.num_warps, specimen.capability
     )
-    return read_machine_code(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 def source_key(specimen: Specimen) -> str:
@@ -235,7 +264,7 @@ def examine(specimen: Specimen) -> MachineCode:
     """`compile_specimen`, remembered on disk by source and Triton version."""
     path = CACHE / triton.__version__ / f"{source_key(specimen)}.json"
     if path.exists():
-        return MachineCode(**json.loads(path.read_text()))
+        return MachineCode(**json.loads(path.read_text()) | {})
     code = compile_specimen(specimen)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")

@@ -43,6 +43,11 @@ def tile_size(head_dim: int, dtype: torch.dtype, total: int, sequences: int) -> 
     return 128 if total >= LONG * sequences else 64
 
 
+def slots_needed(total: int, sequences: int, tile: int) -> int:
+    """Tiles of the worst case: Σ ceil(length / tile) over the sequences and the rest never exceeds this."""
+    return total // tile + sequences + 1
+
+
 def attention_config(capability: int, head_dim: int, dtype: torch.dtype, tile: int) -> AttentionConfig:
     """The configuration that a launch uses."""
     if dtype not in (torch.float16, torch.bfloat16):

@@ -128,6 +128,7 @@ def layer_norm_backward_kernel(
         normal = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
         if WIDE:
             earlier = inside & (start + column * 0 > program * ROWS)  # nothing has been stored before the first row
+            tl.debug_barrier()  # what another thread has stored may be what this one loads
             dweight_sum = tl.load(partial, mask=earlier, other=0.0) + tl.sum(dy * normal, 0)
             tl.store(partial, dweight_sum, mask=inside)
             dln_bias_sum = tl.load(partial + columns, mask=earlier, other=0.0) + tl.sum(dy, 0)

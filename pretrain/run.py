@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.data.batches import StepBatch, StepBatches, load_steps
-from pretrain.data.blocks import Blocks
+from pretrain.data.blocks import Blocks, read_settings
+from pretrain.data.integrity import QUICK_BYTES, check_hashes
 from pretrain.data.sampler import DataOrder
 from pretrain.data.streaming import stream_of
 from pretrain.masking.masker import Masker
@@ -155,6 +156,7 @@ def set_up(config: PretrainConfig, group: Group, start: RunStart) -> PretrainRun
 
 
 def _open_blocks(config: PretrainConfig, group: Group) -> tuple[Blocks, Tokenizer]:
+    check_hashes(config.data, read_settings(config.data), at_most=QUICK_BYTES)
     blocks = Blocks.open(config.data, "train")
     if not len(blocks):
         raise UserError(f"{config.data} holds no block to train on: prepare it again from more text")

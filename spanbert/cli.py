@@ -15,6 +15,14 @@ from types import ModuleType
 
 import spanbert
 
+
+def _task_commands() -> dict[str, tuple[str, str, str]]:
+    """The rows of the fine-tuning tasks: strings again, whose package imports nothing else."""
+    from finetune.tasks import command_rows
+
+    return command_rows()
+
+
 #: command words → (module, function, one line)
 COMMANDS = {
     "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
@@ -25,12 +33,7 @@ COMMANDS = {
         "make a new model from the corpus's counts, for short runs",
     ),
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
-    "finetune qa": ("finetune.train", "run_finetune_qa", "train an extractive question-answering model"),
-    "evaluate qa": (
-        "finetune.evaluate",
-        "run_evaluate_qa",
-        "score a question-answering model or a predictions file",
-    ),
+    **_task_commands(),
     "ask": ("finetune.tasks.qa.ask", "run_ask", "answer questions over a text"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),

@@ -36,7 +36,7 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise UserError(f"{source}: unknown key {unknown[0]!r}; {cls.__name__} knows {', '.join(sorted(fields))}")
-    hints = _type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
         kind = hints[name]
@@ -114,7 +114,7 @@ def check_types(config: Any) -> None:
 
     An integer will do for a float, nothing else for anything else. Raises UserError that names the field.
     """
-    for name, kind in _type_hints(type(config)).items():
+    for name, kind in _type_hints(type(config)).items():  # type: ignore[arg-type]
         check_type(name, getattr(config, name), kind)
 
 

@@ -1,4 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and notes about what was read otherwise than it may seem."""
+
+from __future__ import annotations
+
+import sys
 
 
 class UserError(Exception):
@@ -6,3 +10,13 @@ class UserError(Exception):
 
     The command line prints it after ``error:`` and exits with status 2; nothing else in the message is for machines.
     """
+
+
+_noted: set[str] = set()
+
+
+def note(line: str) -> None:
+    """Print ``note: line`` to standard error, the same line once in a process."""
+    if line not in _noted:
+        _noted.add(line)
+        print(f"note: {line}", file=sys.stderr)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from finetune.config import FinetuneQAConfig
-from finetune.tasks.qa.records import open_text
+from finetune.records import open_text
+from finetune.tasks.qa.commands import FinetuneQAConfig
 from pretrain.config import PretrainConfig
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.model_folder import encoder_config

@@ -40,8 +40,8 @@ from benchmarks.ablation.plan import (
     pretrain_config,
 )
 from benchmarks.ablation.report import plot, report
-from finetune.config import FinetuneQAConfig
-from finetune.train import run_finetune_qa
+from finetune.tasks.qa.commands import FinetuneQAConfig
+from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain

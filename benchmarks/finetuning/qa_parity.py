@@ -26,9 +26,10 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from finetune.tasks.qa.features import QuestionSet, WindowConfig, build_question_set
-from finetune.tasks.qa.loss import qa_loss_sum
-from finetune.tasks.qa.records import QAReader
+from finetune.tasks.qa.encode import encode_questions
+from finetune.tasks.qa.features import QuestionSet, WindowConfig
+from finetune.tasks.qa.records import read_questions
+from finetune.tasks.qa.task import qa_loss_sum
 from finetune.train import step_windows
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.checkpoint.store import find_model
@@ -82,7 +83,7 @@ def train_ours(
 ) -> Iterator[float]:
     """The losses of our steps, each given before the next is taken."""
     optimizer = adamw(model, rates[0], weight_decay=weight_decay)
-    labels_W2 = questions.labels()
+    labels_W2 = questions.labels_W2
     for windows, rate in zip(batches, rates, strict=True):
         set_learning_rate(optimizer, rate)
         batch = questions.packed(windows).tensors()
@@ -109,7 +110,7 @@ def train_theirs(
         {"params": [p for n, p in model.named_parameters() if n.endswith(plain)], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rates[0])
-    labels_W2 = questions.labels()
+    labels_W2 = questions.labels_W2
     for windows, rate in zip(batches, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -147,8 +148,8 @@ def compare(
 ) -> list[Pair]:
     """Both trained side by side over the same windows."""
     ours, theirs = load_both(folder, tokenizer, seed)
-    lengths = questions.window_lengths_W
-    batches = [step_windows(step, questions.windows, lengths, batch_size, seed) for step in range(steps)]
+    lengths = questions.lengths
+    batches = [step_windows(step, len(lengths), lengths, batch_size, seed) for step in range(steps)]
     rates = learning_rates(lr, steps)
     sides = zip(
         train_ours(ours, questions, batches, rates), train_theirs(theirs, questions, batches, rates), strict=True
@@ -169,9 +170,9 @@ def worst(pairs: list[Pair]) -> float:
 def main(config: ParityConfig) -> int:
     folder = find_model(config.model)
     tokenizer = Tokenizer.load(folder)
-    reader = QAReader(config.file, skip_malformed=True)
+    found = read_questions(config.file, "train")
     windows = WindowConfig(config.window, config.stride)
-    questions = build_question_set(reader, tokenizer, windows, keep_text=False, malformed=reader.malformed)
+    questions = encode_questions(found.paragraphs, tokenizer, windows, found.report.malformed)
     begin = time.perf_counter()
     pairs = compare(folder, tokenizer, questions, config.steps, config.batch_size, config.lr, config.seed)
     passed = worst(pairs) <= config.tolerance

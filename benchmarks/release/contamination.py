@@ -28,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 from finetune.tasks.qa.metrics import qa_metrics
-from finetune.tasks.qa.records import Paragraph, QAReader
+from finetune.tasks.qa.records import Paragraph, read_questions
 from pretrain.data.corpus import Corpus
 from spanbert.config import read_json
 from spanbert.errors import UserError
@@ -160,7 +160,7 @@ def run(config: ContaminationConfig) -> dict[str, Any]:
         raise UserError("--words must be at least 1, --share above 0 and at most 1")
     if not config.corpus and not config.train:
         raise UserError("name what to compare with: --corpus, --train or both")
-    paragraphs = list(QAReader(config.file, skip_malformed=False))
+    paragraphs = read_questions(config.file, "evaluate").paragraphs
     result: dict[str, Any] = {"file": config.file.name, "words": config.words, "share": config.share}
     if config.corpus:
         corpus = Corpus(config.corpus)
@@ -176,7 +176,7 @@ def run(config: ContaminationConfig) -> dict[str, Any]:
                 )
     result["train"] = []
     for path in config.train:
-        training = list(QAReader(path, skip_malformed=True))
+        training = read_questions(path, "train").paragraphs
         figures, _ = measure(paragraphs, (p.context for p in training), config)
         repeated = shared_questions(paragraphs, training)
         result["train"].append({"file": path.name, **figures, "questions_repeated": repeated})

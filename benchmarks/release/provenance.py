@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config import FinetuneQAConfig
+from finetune.tasks.qa.commands import FinetuneQAConfig
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig
 from pretrain.init_from_counts import MADE_BY, InitConfig

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluate import Evaluation, evaluate_model, read_question_set
+from finetune.evaluate import Evaluation, evaluate
+from finetune.predict import load_trained
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
-from finetune.tasks.qa.records import QAReader, Question
+from finetune.tasks.qa.records import Question, read_questions
+from finetune.tasks.qa.task import QATask
 from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder
@@ -65,13 +67,14 @@ def load_whole(folder: Path, cls: type, heads: tuple[str, ...]) -> Any:
 
 def answer_all(folder: Path, file: Path, limit: int | None = None) -> Evaluation:
     """Every question of a labelled file; answer offsets are not looked at, for the metrics use texts only."""
-    answerer = QuestionAnswerer.load(folder)
-    questions = read_question_set(file, answerer.tokenizer, answerer.settings, check_offsets=False, limit=limit)
-    return evaluate_model(answerer.model, questions, answerer.settings, answerer.machine)
+    trained = load_trained(QATask, folder)
+    records = read_questions(file, "evaluate", check_offsets=False).first(limit)
+    questions = trained.task.encode(records, trained.tokenizer, "evaluate")
+    return evaluate(trained.task, trained.model, questions, trained.machine)
 
 
 def labelled(file: Path) -> list[Question]:
-    return [q for paragraph in QAReader(file, skip_malformed=False, check_offsets=False) for q in paragraph.questions]
+    return list(read_questions(file, "evaluate", check_offsets=False).questions)
 
 
 def question_word(question: str) -> str:

@@ -40,8 +40,10 @@ from benchmarks.release.scores import (
     load_whole,
     mistakes,
 )
-from finetune.config import FinetuneQAConfig
-from finetune.evaluate import describe, write_evaluation
+from finetune.evaluate import write_evaluation
+from finetune.tasks.qa.commands import FinetuneQAConfig
+from finetune.tasks.qa.metrics import describe
+from finetune.tasks.qa.task import QATask
 from pretrain.config import PretrainConfig
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
@@ -206,9 +208,11 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
     for file in (config.dev, *config.also):
         evaluations[file.name] = answer_all(folder, file, config.limit)
         print(f"{file.name}: {describe(evaluations[file.name].metrics)}")
-    predictions = evaluations[config.dev.name].predictions
+    on_dev = evaluations[config.dev.name]
+    assert isinstance(on_dev.task, QATask)
+    predictions = on_dev.task.answers(on_dev.predictions)
     if config.results is not None:
-        write_evaluation(config.results, evaluations[config.dev.name])
+        write_evaluation(config.results, on_dev)
     facts = {
         "shape": shape_of(folder, model),
         "null_allowed": bool(read_json(folder / "config.json").get("qa", {}).get("null_allowed")),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pretrain.data.integrity import check_counts, check_sizes
 from spanbert.config import read_json_object
 from spanbert.errors import UserError
 from spanbert.model.batch import PackedBatch, pack_sequences
@@ -20,9 +22,18 @@ class Blocks:
     document ((n,) int64) and start ((n,) int32): which document a block is from, and at which of its tokens it begins.
     """
 
-    def __init__(self, table: pa.Table, block_length: int, cls_id: int, sep_id: int, origin: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        table: pa.Table,
+        block_length: int,
+        cls_id: int,
+        sep_id: int,
+        origin: tuple[str, str],
+        vocab_size: int | None = None,
+    ) -> None:
         self.block_length = block_length
         self.cls_id, self.sep_id = cls_id, sep_id
+        self.vocab_size = vocab_size
         self._origin = origin
         self._table = table
         self._values, self._chunk, self._begin, lengths = _flatten(table.column("input_ids"))
@@ -37,17 +48,22 @@ class Blocks:
         import datasets
 
         folder = Path(folder)
+        settings = read_settings(folder, split)
+        check_sizes(folder, settings, split)
         try:
-            settings = read_json_object(folder / "prepare.json", "a corpus's settings")
             table = datasets.load_from_disk(folder / split).data.table
-        except (UserError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare"
             ) from error
         tokenizer = Tokenizer.load(folder / "tokenizer")
         if tokenizer.fingerprint != settings["tokenizer_fingerprint"]:
             raise UserError(f"{folder}/tokenizer is not the one this corpus was prepared with: prepare it again")
-        return cls(table, settings["block_length"], tokenizer.cls_id, tokenizer.sep_id, (str(folder), split))
+        origin = (str(folder), split)
+        blocks = cls(table, settings["block_length"], tokenizer.cls_id, tokenizer.sep_id, origin, tokenizer.vocab_size)
+        tokens = int(blocks.lengths.sum(dtype=np.int64)) - 2 * len(blocks)
+        check_counts(folder, settings, split, len(blocks), tokens)
+        return blocks
 
     @classmethod
     def map(cls, split_folder: Path, block_length: int) -> Blocks:
@@ -75,7 +91,7 @@ class Blocks:
         """Blocks as one packed batch, each as [CLS] … [SEP].
 
         indices: (B,) integers. Also returns, for each block, its linguistic spans (s, 2) int32: [start, end) in tokens
-        counted without [CLS], ascending; None without a span column.
+        counted without [CLS], ascending; None without a span column. Raises UserError for an id beyond the vocabulary.
         """
         indices = np.asarray(indices, dtype=np.int64)
         chunks, begins = self._chunk[indices].tolist(), self._begin[indices]
@@ -84,6 +100,18 @@ class Blocks:
         packed = pack_sequences(
             [(self._values[chunk][begin:end],) for chunk, begin, end in rows], self.cls_id, self.sep_id
         )
+        if (
+            self.vocab_size is not None
+            and len(packed.input_ids_T)
+            and (int(packed.input_ids_T.max()) >= self.vocab_size or int(packed.input_ids_T.min()) < 0)
+        ):
+            beyond = (packed.input_ids_T >= self.vocab_size) | (packed.input_ids_T < 0)
+            row = int(np.searchsorted(packed.cu_seqlens, int(np.argmax(beyond)), side="right")) - 1
+            raise UserError(
+                f"{'/'.join(self._origin)} is damaged: block {int(indices[row])} holds the id "
+                f"{int(packed.input_ids_T[beyond][0])}, the vocabulary ends at {self.vocab_size - 1}; "
+                "copy it again or prepare it again with --overwrite"
+            )
         return packed, [self._spans_of(i) for i in indices] if self.has_spans else None
 
     def _spans_of(self, index: int) -> np.ndarray:
@@ -103,6 +131,14 @@ class Blocks:
                 total = np.pad(total, (0, len(counts) - len(total)))
             total[: len(counts)] += counts
         return total
+
+
+def read_settings(folder: Path, split: str = "train") -> dict[str, Any]:
+    """prepare.json of a prepared corpus. Raises UserError when there is none."""
+    try:
+        return read_json_object(folder / "prepare.json", "a corpus's settings")
+    except (UserError, OSError) as error:
+        raise UserError(f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare") from error
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
-"""Documents out of text, JSON lines, parquet, Hugging Face data sets or standard input, one at a time.
+"""Documents out of text, JSON, parquet, Hugging Face data sets or standard input, one at a time.
 
 Memory is bounded whatever the input: a document above PART_BYTES (a 50 MB line is such) is handed on in parts, cut at
-white space. Nothing stops at bad data: it is repaired or left out, and counted.
+white space. Bad data within a source is repaired or left out, and counted; a source that is another thing than it was
+named for stops the reading.
 """
 
 from __future__ import annotations
@@ -10,12 +11,26 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
-from pretrain.data.readers import Progress, file_format, find_files, open_seekable, open_stream, read_blocks
-from spanbert.errors import UserError
+from pretrain.data.columns import text_column
+from pretrain.data.formats import FORMATS, TAG_LINES, format_of, name_suffixes, refuse_no_text
+from pretrain.data.json_records import MISSING, check_first, get_field, read_values
+from pretrain.data.readers import (
+    HEAD_BYTES,
+    Progress,
+    Stream,
+    describe_left_out,
+    find_files,
+    open_seekable,
+    open_stream,
+    read_blocks,
+    read_lines,
+    whole_lines,
+)
+from spanbert.errors import UserError, note
 from spanbert.tokenizer.wordpiece import whole_characters
 
 PART_BYTES = 16 << 20
@@ -50,19 +65,25 @@ class ReadCounts:
     nul_characters: int = 0
     malformed_lines: int = 0
     first_malformed: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files of folders that were not read, by kind."""
+    read_as: dict[str, int] = field(default_factory=dict)
+    """Files that hold something else than their names say."""
 
 
 class Corpus:
     """The documents of some inputs, in a fixed order.
 
-    inputs: files, folders, "hf:NAME[:CONFIG[:SPLIT]]", "-" (text on standard input).
-    text_field: the field of JSON lines, the column of parquet and Hugging Face data sets.
+    inputs: files, folders, "hf:NAME[:CONFIG[:SPLIT]]", "-" (standard input).
+    text_field: the field of JSON records, the column of parquet and Hugging Face data sets; dots lead into objects.
     document_per_file: a text file is one document; otherwise blank lines separate documents.
     Iterating gives Documents that are not empty; `counts` and `progress` grow while it goes.
     """
 
     def __init__(self, inputs: tuple[str, ...], *, text_field: str = "text", document_per_file: bool = False) -> None:
-        self.sources = find_files(inputs)
+        self.sources, self.left_out = find_files(inputs)
+        if self.left_out:
+            note(f"files left out of the folders named: {describe_left_out(self.left_out)}")
         self.text_field = text_field
         self.document_per_file = document_per_file
         self.counts = ReadCounts()
@@ -89,47 +110,71 @@ class Corpus:
         return known
 
     def __iter__(self) -> Iterator[Document]:
-        self.counts, self._index, self.progress.bytes = ReadCounts(), 0, 0
+        self.counts, self._index, self.progress.bytes = ReadCounts(left_out=self.left_out), 0, 0
         for source in self.sources:
             self.counts.files += 1
             if source.startswith("hf:"):
                 yield from self._hugging_face(source)
-            elif file_format(Path(source)) == ".jsonl":
-                yield from self._json_lines(source)
-            elif file_format(Path(source)) == ".parquet":
-                yield from self._parquet(source)
-            else:
-                yield from self._text(source)
+                continue
+            before = self.progress.bytes
+            with open_stream(source, self.progress) as stream:
+                yield from self._file(source, stream)
+            if source != "-":  # parquet is not read from end to end
+                self.progress.bytes = before + Path(source).stat().st_size
+
+    def _file(self, source: str, stream: Stream) -> Iterator[Document]:
+        """The documents of one file, read as what its first bytes are."""
+        head = stream.peek(HEAD_BYTES)
+        if not head:
+            self.counts.empty_files += 1
+            if self.document_per_file:
+                yield from self._emit("", 0)
+            return
+        refuse_no_text(source, head)
+        suffix, _ = name_suffixes(Path(source))
+        promised = FORMATS.get(suffix)
+        found = format_of(head, promised)
+        if promised == "parquet" and found != "parquet":
+            raise UserError(f"{source} is not a whole parquet file: it does not begin as one")
+        if found not in (promised or "text", "text") and (promised, found) != ("JSON", "JSON lines"):
+            if found not in self.counts.read_as:
+                note(f"{source} holds {found}, whatever its name says: read as that, as are others like it")
+            self.counts.read_as[found] = self.counts.read_as.get(found, 0) + 1
+        if found == "JSON lines":
+            yield from self._json_lines(source, stream)
+        elif found == "JSON":
+            yield from self._json(source, stream)
+        elif found == "parquet":
+            yield from self._parquet(source, stream)
+        else:
+            yield from self._text(stream, tagged=found == "tagged text")
 
     # --- formats -------------------------------------------------------------------------------------------------
 
-    def _text(self, source: str) -> Iterator[Document]:
-        with open_stream(source, self.progress) as stream:
-            pending, part_start, any_byte = b"", None, False
-            for block in read_blocks(stream):
-                if not any_byte and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UserError(f"{source} is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
-                any_byte = True
-                pending += block
-                if not self.document_per_file:
-                    *whole, pending = BLANK_LINES.split(pending)
-                    for data in whole:
-                        if self._has_text(data) or part_start is not None:
-                            yield from self._finish(data, part_start)
-                        part_start = None
-                while len(pending) > PART_BYTES:
-                    part, pending = _cut(pending)
-                    start = part_start or 0
-                    if part_start is None:
-                        part = LEADING_BLANK_LINES.sub(b"", part)
-                        self.counts.long_documents += 1
-                    text = self._decode(part)
-                    yield from self._part(start, text)
-                    part_start = start + len(text)
-            if not any_byte:
-                self.counts.empty_files += 1
-            if self._has_text(pending) or part_start is not None or self.document_per_file:
-                yield from self._finish(pending, part_start)
+    def _text(self, stream: Stream, *, tagged: bool) -> Iterator[Document]:
+        """Documents between blank lines, the whole file, or what stands between the tags of an extractor."""
+        separator = TAG_LINES if tagged else None if self.document_per_file else BLANK_LINES
+        blocks = read_blocks(stream)
+        pending, part_start = b"", None
+        for block in whole_lines(blocks, PART_BYTES) if tagged else blocks:
+            pending += block
+            if separator:
+                *whole, pending = separator.split(pending)
+                for data in whole:
+                    if self._has_text(data) or part_start is not None:
+                        yield from self._finish(data, part_start)
+                    part_start = None
+            while len(pending) > PART_BYTES:
+                part, pending = _cut(pending)
+                start = part_start or 0
+                if part_start is None:
+                    part = LEADING_BLANK_LINES.sub(b"", part)
+                    self.counts.long_documents += 1
+                text = self._decode(part)
+                yield from self._part(start, text)
+                part_start = start + len(text)
+        if self._has_text(pending) or part_start is not None or (self.document_per_file and not tagged):
+            yield from self._finish(pending, part_start)
 
     @staticmethod
     def _has_text(data: bytes) -> bool:
@@ -141,45 +186,52 @@ class Corpus:
             data = LEADING_BLANK_LINES.sub(b"", data)
         yield from self._emit(self._decode(data.rstrip(b" \t\r\n")), part_start or 0)
 
-    def _json_lines(self, source: str) -> Iterator[Document]:
-        with open_stream(source, self.progress) as stream:
-            number = 0
-            for number, line in enumerate(_lines(stream), start=1):
-                try:
-                    record = json.loads(self._decode(line, count_nul=False))
-                    text = record[self.text_field]
-                    if not isinstance(text, str):
-                        raise TypeError
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    self.counts.malformed_lines += 1
-                    if self.counts.first_malformed is None:
-                        self.counts.first_malformed = f"{source}:{number}"
-                    text = ""
-                yield from self._record(text)
-            if number == 0:
-                self.counts.empty_files += 1
+    def _json_lines(self, source: str, stream: Stream) -> Iterator[Document]:
+        is_first = True
+        for number, line in enumerate(read_lines(stream), start=1):
+            try:
+                record = json.loads(self._decode(line, count_nul=False))
+            except (ValueError, RecursionError):
+                record = MISSING
+            if is_first and record is not MISSING:
+                check_first(f"{source}:{number}", record, self.text_field)
+                is_first = False
+            yield from self._json_record(record, f"{source}:{number}")
 
-    def _parquet(self, source: str) -> Iterator[Document]:
+    def _json(self, source: str, stream: Stream) -> Iterator[Document]:
+        for number, record in enumerate(read_values(read_blocks(stream), source), start=1):
+            if isinstance(record, str):
+                yield from self._record(record)
+                continue
+            if number == 1:
+                check_first(source, record, self.text_field)
+            yield from self._json_record(record, f"{source} record {number}")
+
+    def _json_record(self, record: Any, place: str) -> Iterator[Document]:
+        text = get_field(record, self.text_field)
+        if not isinstance(text, str):
+            self.counts.malformed_lines += 1
+            if self.counts.first_malformed is None:
+                self.counts.first_malformed = place
+            text = ""
+        yield from self._record(text)
+
+    def _parquet(self, source: str, stream: Stream) -> Iterator[Document]:
         import pyarrow as pa
         from pyarrow import parquet
 
-        with open_seekable(source, self.progress) as handle:
+        with open_seekable(source, stream) as handle:
             try:
                 file = parquet.ParquetFile(handle)
-                if self.text_field not in file.schema_arrow.names:
-                    raise UserError(
-                        f"{source} has no column {self.text_field!r} (it has {', '.join(file.schema_arrow.names)}): "
-                        "name the text column with --text-field"
-                    )
+                column = text_column(file.schema_arrow, self.text_field, source)
                 if file.metadata.num_rows == 0:
                     self.counts.empty_files += 1
-                for batch in file.iter_batches(batch_size=64, columns=[self.text_field]):
-                    for text in batch.column(0).to_pylist():
-                        yield from self._record(text)
+                for batch in file.iter_batches(batch_size=64, columns=[column]):
+                    for value in batch.column(0).to_pylist():
+                        text = get_field({column: value}, self.text_field)
+                        yield from self._record(None if text is MISSING else text)
             except pa.ArrowException as error:
                 raise UserError(f"{source} is not a whole parquet file: {error}") from error
-        if Path(source).suffix == ".parquet":
-            self.progress.bytes += Path(source).stat().st_size
 
     def _hugging_face(self, source: str) -> Iterator[Document]:
         import datasets
@@ -193,17 +245,14 @@ class Corpus:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"cannot open the data set {source}: {reason}") from error
         for row in rows:
-            if self.text_field not in row:
-                raise UserError(
-                    f"{source} has no field {self.text_field!r} (it has {', '.join(row)}): use --text-field"
-                )
-            yield from self._record(row[self.text_field])
+            check_first(source, row, self.text_field)
+            yield from self._record(get_field(row, self.text_field))
 
     # --- from raw to clean ---------------------------------------------------------------------------------------
 
-    def _record(self, text: str | None) -> Iterator[Document]:
-        """One document that came as a value: missing counts as empty, long ones are cut."""
-        text = text or ""
+    def _record(self, text: str | bytes | None) -> Iterator[Document]:
+        """One document that came as a value: missing counts as empty, bytes are UTF-8, long ones are cut."""
+        text = self._decode(text, count_nul=False) if isinstance(text, bytes) else text or ""
         if "\x00" in text:
             self.counts.nul_characters += text.count("\x00")
             text = text.replace("\x00", "")
@@ -244,19 +293,6 @@ class Corpus:
             self.counts.nul_characters += text.count("\x00")
             text = text.replace("\x00", "")
         return text
-
-
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines without their ends. (A line is one record here, so it has to fit into memory.)"""
-    pending: list[bytes] = []
-    for block in read_blocks(stream):
-        first, *others = block.split(b"\n")
-        pending.append(first)
-        for line in others:
-            yield b"".join(pending)
-            pending = [line]
-    if last := b"".join(pending):
-        yield last
 
 
 def _cut(data: bytes) -> tuple[bytes, bytes]:

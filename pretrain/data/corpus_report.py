@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pretrain.data.corpus import ReadCounts
+from pretrain.data.readers import describe_left_out
 from pretrain.data.shards import ShardCounts
 
 BINS = 8
+MOST_UNKNOWN = 10
 
 
 def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_length: int) -> dict:
@@ -25,6 +27,9 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
         "words": counts.words,
         "tokens": counts.tokens,
         "tokens_per_word": round(counts.tokens / max(counts.words, 1), 4),
+        "unknown_characters": dict(
+            sorted(counts.unknown_characters.items(), key=lambda item: (-item[1], item[0]))[:MOST_UNKNOWN]
+        ),
         "unknown_rate": counts.unknown / max(counts.tokens, 1),
         "no_token_documents": counts.no_token_documents,
         "blocks": blocks,
@@ -64,11 +69,15 @@ def print_report(report: dict) -> None:
         "very long documents, cut in parts": "long_documents",
         "invalid UTF-8 sequences, replaced": "invalid_utf8",
         "NUL characters, removed": "nul_characters",
-        "malformed lines, left out": "malformed_lines",
+        "malformed records, left out": "malformed_lines",
     }
     lines.extend((name, f"{report[key]:,}") for name, key in repaired.items() if report[key])
     if report["first_malformed"]:
-        lines.append(("first malformed line", report["first_malformed"]))
+        lines.append(("first malformed record", report["first_malformed"]))
+    if report["left_out"]:
+        lines.append(("files left out of folders", describe_left_out(report["left_out"])))
+    if report["read_as"]:
+        lines.append(("files that hold other than named", describe_left_out(report["read_as"])))
     for name, value in lines:
         print(f"  {name:<34}{value}")
     print("  block length (with [CLS], [SEP])")
@@ -76,3 +85,9 @@ def print_report(report: dict) -> None:
     most = max(histogram.values())
     for name, count in histogram.items():
         print(f"    {name:>9} {count:>12,} {'#' * round(40 * count / max(most, 1))}")
+
+
+def commonest_unknown(characters: dict[str, int]) -> str:
+    """The commonest characters that a vocabulary lacks, or that it lacks none but longer parts of words."""
+    commonest = sorted(characters, key=lambda character: (-characters[character], character))[:MOST_UNKNOWN]
+    return " ".join(commonest) if commonest else "none: the words are too long, or lack their later characters"

@@ -1,7 +1,7 @@
 """Corpus to blocks of tokens: the command `spanbert prepare`.
 
 Documents stream past in shards of fixed content; worker processes encode and write them; a last pass joins the shards
-to the data sets `train` and `validation`. Finished shards outlive an interruption: the same command goes on from them.
+to the data sets `train` and `validation`. Finished shards outlive an interruption: the same command resumes from them.
 No token is lost (§4.2): a document of n tokens becomes ceil(n / (block_length - 2)) blocks.
 """
 
@@ -24,25 +24,29 @@ import tyro
 from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
-from pretrain.data.corpus_report import make_report, print_report
+from pretrain.data.corpus_report import commonest_unknown, make_report, print_report
+from pretrain.data.integrity import check_hashes, describe_files
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
+    REFUSED_UNKNOWN,
+    SPLITS,
     Shard,
     ShardCounts,
     ShardSettings,
     ShardWriter,
-    done_file,
+    read_done,
     start_worker,
     write_shard,
 )
 from pretrain.data.span_annotations import SpanSidecar
-from spanbert.config import read_json, read_json_object
+from spanbert.config import read_json_object
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, report_full_disk, write_atomic
 from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SHARD_CHARACTERS = 8_000_000
+NOTED_UNKNOWN = 0.05  # share of unknown tokens at which a corpus is remarked on
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class PrepareConfig:
     """Turn text into blocks of tokens for pretraining."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    """Files (.txt, .jsonl, .ndjson, .json, .parquet, each also .gz/.bz2/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or -
+    (standard input)."""
     tokenizer: Path
     """Folder, vocab.txt or tokenizer.json."""
     output: Path
@@ -66,7 +71,7 @@ class PrepareConfig:
     lowercase: bool | None = None
     """Override the tokenizer's lower-casing."""
     text_field: str = "text"
-    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Field or column that holds the text in JSON, parquet and Hugging Face data sets; a.b is field b of the object in a."""
     document_per_file: bool = False
     """Each text file is one document; otherwise blank lines separate documents."""
     overwrite: bool = False
@@ -80,13 +85,21 @@ def run_prepare(config: PrepareConfig) -> None:
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     identity = _identity(config, tokenizer, corpus)
     if config.output.exists() and _is_finished(config.output, identity, overwrite=config.overwrite):
-        print(f"{config.output} is already prepared with these settings; nothing to do (--overwrite makes it anew)")
+        check_hashes(config.output, read_json_object(config.output / "prepare.json", "a corpus's settings"))
+        print(
+            f"{config.output} is already prepared with these settings and undamaged: nothing to do (--overwrite prepares it again)"
+        )
         return
     work = config.output.with_name(f".{config.output.name}.preparing")
     with _only_one(work), _clear_errors(config.output, work):
         report = _prepare(config, tokenizer, corpus, identity, work)
     shutil.rmtree(work, ignore_errors=True)
     print_report(report)
+    if report["unknown_rate"] >= NOTED_UNKNOWN:
+        print(
+            f"warning: {report['unknown_rate']:.1%} of tokens are {tokenizer.unk_token}: the tokenizer may be of another "
+            f"language (commonest unknown characters: {commonest_unknown(report['unknown_characters'])})"
+        )
     print(f"wrote {config.output} in {time.perf_counter() - began:.0f} s")
     print(f"next: spanbert pretrain {config.output} --output RUN_FOLDER")
 
@@ -94,22 +107,36 @@ def run_prepare(config: PrepareConfig) -> None:
 def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identity: dict, work: Path) -> dict:
     done = _open_work_folder(work, identity, resumable="-" not in corpus.sources, overwrite=config.overwrite)
     if done:
-        print(f"going on: {done} finished shards of an interrupted preparation are used again")
+        print(f"resuming: {done} finished shards of an interrupted preparation are used again")
     tokenizer.save(work / "tokenizer")
     settings = ShardSettings(work, work / "tokenizer", config.block_length, config.validation_share)
     shards = _write_shards(corpus, settings, config)
     counts = ShardCounts()
     for number in range(shards):
-        counts.add(ShardCounts(**read_json(done_file(work, number))))
+        shard_counts = read_done(work, number)
+        if shard_counts is None:
+            raise UserError(f"shard {number} in {work} is damaged: run the same command, which makes it again")
+        counts.add(shard_counts)
     if counts.tokens == 0:
-        shutil.rmtree(work)  # nothing to go on from
+        shutil.rmtree(work)  # nothing to resume from
         raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
+    if counts.unknown >= REFUSED_UNKNOWN * counts.tokens:
+        shutil.rmtree(work)
+        raise UserError(
+            f"{counts.unknown / counts.tokens:.0%} of all tokens are {tokenizer.unk_token}, which teaches a model nothing: "
+            f"{config.tokenizer} is of another script or language (commonest unknown characters: "
+            f"{commonest_unknown(counts.unknown_characters)}); train one with spanbert tokenizer train"
+        )
     with atomic_folder(config.output) as folder:
         held_out, unigram = join_shards(work, shards, folder, config.block_length, config.validation_share)
         tokenizer.save(folder / "tokenizer")
         np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
         report = make_report(counts, corpus.counts, held_out, config.block_length)
-        write_atomic(folder / "prepare.json", json.dumps({**identity, "report": report}, indent=2) + "\n")
+        # (the tokenizer has its fingerprint)
+        splits = (path for split in SPLITS for path in (folder / split).iterdir())
+        files = describe_files(folder, [*splits, folder / "unigram.npy"])
+        record = {**identity, "report": report, "files": files}
+        write_atomic(folder / "prepare.json", json.dumps(record, indent=2) + "\n")
     return report
 
 
@@ -172,7 +199,7 @@ def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite:
         if differing:
             raise UserError(
                 f"an interrupted preparation in {work} had other settings ({', '.join(differing)}): "
-                "run it again with those, or start anew with --overwrite"
+                "run it again with those, or start again with --overwrite"
             )
         return len(list(work.glob("shard-*.json")))
     shutil.rmtree(work, ignore_errors=True)
@@ -205,7 +232,7 @@ def _write_shards(corpus: Corpus, settings: ShardSettings, config: PrepareConfig
     with bar, _writers(settings, config.processes) as write:
         for shard in cut_shards(corpus, sidecar):
             shards += 1
-            if not done_file(settings.folder, shard.number).exists():
+            if read_done(settings.folder, shard.number) is None:
                 write(shard)
             bar.update(corpus.progress.bytes - bar.n)
     return shards
@@ -230,7 +257,7 @@ def _writers(settings: ShardSettings, processes: int) -> Iterator[Callable[[Shar
             for future in finished:
                 future.result()
 
-    # Started anew ("spawn"), not forked: a forked copy of a process with library threads may hang.
+    # Started afresh ("spawn"), not forked: a forked copy of a process with library threads may hang.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker, (settings,))
     try:
         yield write
@@ -239,7 +266,7 @@ def _writers(settings: ShardSettings, processes: int) -> Iterator[Callable[[Shar
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, most likely for memory: use fewer --processes; "
-            "the same command goes on from the finished shards"
+            "the same command resumes from the finished shards"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -266,5 +293,5 @@ def _clear_errors(output: Path, work: Path) -> Iterator[None]:
         with report_full_disk(output):
             yield
     except KeyboardInterrupt:
-        print(f"\n{len(list(work.glob('shard-*.json')))} shards are done; the same command goes on from there")
+        print(f"\n{len(list(work.glob('shard-*.json')))} shards are done; the same command resumes from there")
         raise

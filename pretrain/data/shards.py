@@ -16,11 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.data.corpus import Document
+from pretrain.data.integrity import describe_files, find_damage
+from spanbert.config import read_json_object
+from spanbert.errors import UserError, note
 from spanbert.files import sync_file, write_atomic
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 PART_CHARACTERS = 1 << 17  # a longer document is encoded in parts cut at white space, which changes no token
 ROWS_PER_BATCH = 1000
+LOOKED_AT = 10_000  # characters of a document that are searched for unknown ones
+REFUSED_UNKNOWN = 0.9  # share of unknown tokens at which a text is no text for this tokenizer
+KEPT = 100  # unknown characters that a shard reports
 SPLITS = ("train", "validation")
 
 
@@ -43,11 +49,15 @@ class ShardCounts:
     spans: int = 0
     dropped_spans: int = 0
     block_lengths: dict[int, int] = field(default_factory=dict)
+    unknown_characters: dict[str, int] = field(default_factory=dict)
+    """Characters that the vocabulary lacks, the commonest ones, from the beginnings of documents with [UNK]."""
 
     def add(self, other: ShardCounts) -> None:
         for name, value in asdict(other).items():
-            if name != "block_lengths":
+            if not isinstance(value, dict):
                 setattr(self, name, getattr(self, name) + value)
+        for character, count in other.unknown_characters.items():
+            self.unknown_characters[character] = self.unknown_characters.get(character, 0) + count
         for length, count in other.block_lengths.items():
             self.block_lengths[int(length)] = self.block_lengths.get(int(length), 0) + count
 
@@ -90,7 +100,7 @@ class ShardWriter:
             # By content: a copy of a document never sits on the other side, whatever the order of the input.
             split = "validation" if document.hash < threshold else "train"
             ids, spans = self._encode(document.text, shard.spans and shard.spans[i])
-            self._count(counts, ids)
+            self._count(counts, ids, document.text)
             for name, values in self._blocks(document, ids, spans, counts).items():
                 waiting[split][name].extend(values)
             if len(waiting[split]["start"]) >= ROWS_PER_BATCH:
@@ -102,12 +112,19 @@ class ShardWriter:
         for split, writer in writers.items():
             writer.finalize()
             sync_file(paths[split])  # the mark of done must not reach the disk before what it vouches for
-        write_atomic(done_file(self.settings.folder, shard.number), json.dumps(asdict(counts)))
+        commonest = sorted(counts.unknown_characters.items(), key=lambda item: (-item[1], item[0]))[:KEPT]
+        counts.unknown_characters = dict(commonest)
+        mark = {"counts": asdict(counts), "files": describe_files(self.settings.folder, paths.values())}
+        write_atomic(done_file(self.settings.folder, shard.number), json.dumps(mark))
 
-    def _count(self, counts: ShardCounts, ids: np.ndarray) -> None:
+    def _count(self, counts: ShardCounts, ids: np.ndarray, text: str) -> None:
         counts.tokens += len(ids)
         counts.words += int(self.tokenizer.starts_word[ids].sum())
-        counts.unknown += int((ids == self.tokenizer.unk_id).sum())
+        unknown = int((ids == self.tokenizer.unk_id).sum())
+        counts.unknown += unknown
+        if unknown:
+            for character, count in self.tokenizer.missing_characters(text[:LOOKED_AT]).items():
+                counts.unknown_characters[character] = counts.unknown_characters.get(character, 0) + count
         counts.no_token_documents += len(ids) == 0
 
     def _blocks(
@@ -190,6 +207,24 @@ def shard_file(folder: Path, number: int, split: str) -> Path:
 
 def done_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.json"
+
+
+def read_done(folder: Path, number: int) -> ShardCounts | None:
+    """What a finished shard counted; None when it is not finished, or its files are not what was written."""
+    mark = done_file(folder, number)
+    if not mark.exists():
+        return None
+    try:
+        content = read_json_object(mark, "a shard's counts")
+        damage = find_damage(folder, content["files"], read=True)
+        counts = ShardCounts(**content["counts"])
+    except (UserError, KeyError, TypeError):
+        damage, counts = f"{mark} is damaged", None
+    if damage:
+        note(f"{damage}: the shard is made again")
+        mark.unlink()
+        return None
+    return counts
 
 
 _writer: ShardWriter | None = None

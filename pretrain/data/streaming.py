@@ -25,7 +25,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.batches import StepBatch
 from pretrain.data.corpus import Corpus
 from pretrain.data.sampler import split_batch
-from pretrain.data.shards import cut_text
+from pretrain.data.shards import REFUSED_UNKNOWN, cut_text
 from pretrain.masking.masker import Masker
 from pretrain.schedule import Counters
 from spanbert.config import read_json
@@ -36,6 +36,8 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 
 #: Blocks that are shuffled together.
 WINDOW = 32_768
+#: Tokens of a stream after which one that is nearly all unknown is refused.
+LOOKED_AT = 10_000
 
 
 class Cursor(NamedTuple):
@@ -139,12 +141,19 @@ class StreamedSteps(IterableDataset):
         room = self.plan.block_length - 2
         here = (cursor.document, cursor.start)
         held_out_below = self.plan.validation_share * 2**64
-        plan = self.plan
+        plan, seen, unknown = self.plan, 0, 0
         for document in Corpus(plan.sources, text_field=plan.text_field, document_per_file=plan.document_per_file):
             place = (document.index, document.start)
             if place < here or document.hash < held_out_below:
                 continue
             ids = np.concatenate([self.tokenizer.encode_ids(part) for part in cut_text(document.text)])
+            if seen < LOOKED_AT:
+                seen, unknown = seen + len(ids), unknown + int((ids == self.tokenizer.unk_id).sum())
+                if seen >= LOOKED_AT and unknown >= REFUSED_UNKNOWN * seen:
+                    raise UserError(
+                        f"{unknown / seen:.0%} of the first {seen:,} tokens of {', '.join(plan.sources)} are "
+                        f"{self.tokenizer.unk_token}: the tokenizer is of another script or language"
+                    )
             for number, begin in enumerate(range(0, len(ids), room)):
                 if place > here or number >= cursor.skip:
                     yield (*place, number), ids[begin : begin + room]

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
 from spanbert.errors import UserError
+from spanbert.files import atomic_folder
+from spanbert.tokenizer.vocabulary_files import FILES
 from spanbert.tokenizer.wordpiece import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
 
 
@@ -26,7 +28,8 @@ class TrainTokenizerConfig:
     """Train a WordPiece vocabulary."""
 
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files (.txt, .jsonl, .parquet, each also .gz/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or - (stdin)."""
+    """Files (.txt, .jsonl, .ndjson, .json, .parquet, each also .gz/.bz2/.xz/.zst), folders, hf:NAME[:CONFIG[:SPLIT]], or -
+    (standard input)."""
     output: Path
     """Folder to write: tokenizer.json, vocab.txt, tokenizer_config.json."""
     vocab_size: int = 28_996
@@ -40,7 +43,7 @@ class TrainTokenizerConfig:
     character_coverage: float = 0.9999
     """Rarest characters are left out ([UNK]) beyond this share of the sample's characters."""
     text_field: str = "text"
-    """Field or column that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Field or column that holds the text in JSON, parquet and Hugging Face data sets; a.b is field b of the object in a."""
     document_per_file: bool = False
     """Each text file is one document; otherwise blank lines separate documents."""
     seed: int = 0
@@ -52,6 +55,7 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
         raise UserError(f"--vocab-size {config.vocab_size} is too small: give at least {2 * len(SPECIAL_TOKENS)}")
     if not 0 < config.character_coverage <= 1:
         raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
+    check_output(config.output)
     began = time.perf_counter()
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     texts, read_bytes = sample_documents(corpus, config.sample_mb, config.seed)
@@ -69,11 +73,25 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
         min_frequency=config.min_frequency,
         character_coverage=config.character_coverage,
     )
-    tokenizer.save(config.output)
+    check_output(config.output)  # somebody may have put something there meanwhile
+    with atomic_folder(config.output) as folder:
+        tokenizer.save(folder)
     if tokenizer.vocab_size < config.vocab_size:
         print(f"note: the text gave {tokenizer.vocab_size:,} tokens, fewer than the {config.vocab_size:,} asked for")
     print(f"wrote {config.output}: {tokenizer.vocab_size:,} tokens in {time.perf_counter() - began:.0f} s")
     print(f"next: spanbert prepare {' '.join(config.inputs)} --tokenizer {config.output} --output CORPUS_FOLDER")
+
+
+def check_output(folder: Path) -> None:
+    """Raise UserError when the folder holds anything but a tokenizer: a model's weights belong to its vocabulary."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name a folder for the tokenizer")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES) if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}{f' and {len(others) - 1} more' * (len(others) > 1)}, which is no part of a "
+            "tokenizer: choose another --output (a model would lose the vocabulary that its weights belong to)"
+        )
 
 
 def sample_documents(corpus: Iterable[Document], limit_mb: float, seed: int) -> tuple[list[str], int]:

@@ -10,6 +10,7 @@ twice what both heads know, such as which words are frequent (6.90 nats a token 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def run_fill(config: FillConfig) -> None:
     model, tokenizer, report = load_model_and_tokenizer(
         folder, SpanBertForPretraining, backend=resolve_backend(config.backend, device)
     )
-    template = parse_template(text, tokenizer)
+    template = parse_template(text, tokenizer, model.config.max_position_embeddings)
     head = choose_head(config.head, report, str(path))
     model.to(device).eval()
     result = fill(model, tokenizer, template, head, config.top_k)
@@ -131,16 +132,15 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
     Positions are independent given the text, so the best fills of given lengths are exact, not searched for.
     Raises UserError when the text is too long for the model, or a span for the SBO head's table.
     """
-    combinations = list(itertools.product(*(range(blank.shortest, blank.longest + 1) for blank in template.blanks)))
-    if len(combinations) > MOST_COMBINATIONS:
-        raise UserError(
-            f"the spans allow {len(combinations)} combinations of lengths, at most {MOST_COMBINATIONS} are tried"
-        )
-    longest = template.visible_tokens + max(sum(lengths) for lengths in combinations) + 2
+    count = math.prod(blank.longest - blank.shortest + 1 for blank in template.blanks)
+    if count > MOST_COMBINATIONS:
+        raise UserError(f"the spans allow {count} combinations of lengths, at most {MOST_COMBINATIONS} are tried")
+    longest = template.visible_tokens + sum(blank.longest for blank in template.blanks) + 2
     if longest > model.config.max_position_embeddings:
         raise UserError(
             f"the text has {longest} tokens, the model takes {model.config.max_position_embeddings}: shorten it around the span"
         )
+    combinations = list(itertools.product(*(range(blank.shortest, blank.longest + 1) for blank in template.blanks)))
     widest = max(max(lengths) for lengths in combinations)
     if head != "mlm" and widest > model.config.sbo_positions:
         raise UserError(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
-HOLE = r"\[MASK\]|\[SPAN(?::(\d+)(?:-(\d+))?)?\]"
+HOLE = r"\[MASK\]|\[SPAN(?::(\d{1,9})(?:-(\d{1,9}))?)?\]"
 #: Holes with nothing but space between them are one: the SBO head needs a visible token on either side.
 HOLES = re.compile(rf"(?:{HOLE})(?:\s*(?:{HOLE}))*")
+#: A token has rarely more than 10 characters; a text of more than this for each position is refused unread.
+MOST_CHARACTERS = 200
 #: Looks meant as a hole but is none.
 ALMOST = re.compile(r"\[\s*(?:span|mask)[\s:\d–-]*\]", re.IGNORECASE)
 
@@ -57,8 +59,17 @@ class Template:
         return self.texts[0] + "".join(fill + after for fill, after in zip(fills, self.texts[1:], strict=True))
 
 
-def parse_template(text: str, tokenizer: Tokenizer) -> Template:
-    """Read a text with holes. Raises UserError when it has none, or one that is misspelt or empty."""
+def parse_template(text: str, tokenizer: Tokenizer, positions: int | None = None) -> Template:
+    """Read a text with holes. Raises UserError when it has none, or one that is misspelt or empty.
+
+    positions: how many tokens the model takes; a hole that is longer, or a text that certainly is, is then refused
+    before it is encoded.
+    """
+    if positions is not None and len(text) > positions * MOST_CHARACTERS:
+        raise UserError(
+            f"the text has {len(text):,} characters, far more than the {positions} tokens that the model takes: "
+            "shorten it around the span"
+        )
     texts, blanks, end = [], [], 0
     for match in HOLES.finditer(text):
         texts.append(text[end : match.start()])
@@ -71,6 +82,11 @@ def parse_template(text: str, tokenizer: Tokenizer) -> Template:
             raise UserError(f"{almost[0]!r} is not a span: write [SPAN:3], [SPAN:1-4] or [MASK]")
     if not blanks:
         raise UserError("the text has no span to fill: write [SPAN:3] for three tokens, [SPAN:1-4] or [MASK]")
+    widest = max(blank.longest for blank in blanks)
+    if positions is not None and widest > positions - 2:
+        raise UserError(
+            f"a span of {widest} tokens does not fit: the model takes {positions} tokens, [CLS] and [SEP] among them"
+        )
     ids = [encoded.ids.tolist() for encoded in tokenizer.encode_batch(texts)]
     if any(not visible for visible in ids[1:-1]):
         raise UserError("two spans have nothing between them that the model could see: make them one span")

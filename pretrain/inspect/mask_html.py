@@ -47,6 +47,9 @@ document.querySelectorAll('section').forEach(section => {
     e.addEventListener('mouseleave', () => mark(e.dataset.s, false)) }) })
 """
 
+#: What a page of this command is known by.
+PAGE_BEGIN = b"<title>Span masks</title>"
+
 LEGEND = (
     ("mask", "t mask", "word", "[MASK] stands in its place (80 % of spans)"),
     ("random", "t random", "word", "random tokens stand there (10 %), shown below"),
@@ -63,7 +66,7 @@ def page(draws: list[Draw], about: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Span masks</title><style>{STYLE}</style></head><body><main><h1>Span masks</h1><p>{escape(about)}</p>"
+        f"{PAGE_BEGIN.decode()}<style>{STYLE}</style></head><body><main><h1>Span masks</h1><p>{escape(about)}</p>"
         f'<div class="legend">{legend}</div>{sections}</main><script>{SCRIPT}</script></body></html>\n'
     )
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from pretrain.inspect.mask_html import page
+from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_view import Draw, StandIn, Target, Token
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
@@ -45,7 +45,9 @@ class MasksConfig:
     sbo_positions: int = 20
     """Targets further into their span than this have no SBO target."""
     html: Path | None = None
-    """Write a page instead of printing."""
+    """Write a page instead of printing; an existing file is replaced only if it is such a page."""
+    overwrite: bool = False
+    """Replace the file of --html whatever it is."""
     mask: Annotated[MaskConfig, tyro.conf.arg(name="")] = field(default_factory=MaskConfig)
 
 
@@ -55,6 +57,8 @@ def run_masks(config: MasksConfig) -> None:
         raise UserError(
             "--draws and --sbo-positions must be at least 1, --block-length at least 3 ([CLS], a token, [SEP])"
         )
+    if config.html is not None and not config.overwrite:
+        _check_page(config.html)
     tokenizer, masker, note = make_masker(config)
     texts = read_texts(config.texts)
     draws = []
@@ -70,6 +74,16 @@ def run_masks(config: MasksConfig) -> None:
     else:
         write_atomic(config.html, page(draws, about))
         print(f"wrote {config.html}: open it in a browser")
+
+
+def _check_page(path: Path) -> None:
+    """Raise UserError when the file exists and is no page of this command: its name may be a mistake."""
+    if path.is_dir():
+        raise UserError(f"--html {path} is a folder: name a file")
+    if path.exists():
+        with path.open("rb") as handle:
+            if PAGE_BEGIN not in handle.read(1000):
+                raise UserError(f"--html {path} exists and is not such a page: choose another name, or --overwrite")
 
 
 def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:

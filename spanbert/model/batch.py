@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-A = TypeVar("A")  # np.ndarray or Tensor
+A = TypeVar("A", np.ndarray, "Tensor")
 
 
 class PackedBatch(NamedTuple, Generic[A]):

@@ -10,6 +10,8 @@ on what was drawn elsewhere.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,12 +86,12 @@ class _Drop(torch.autograd.Function):
     """Multiplication by ``kept``, which the backward pass makes again: a byte per element is saved, not a number."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bytes_: Tensor, p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bytes_: Tensor, p: float) -> Tensor:
         ctx.save_for_backward(bytes_)
         ctx.p = p
         return x * kept(bytes_, p, x.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (bytes_,) = ctx.saved_tensors
         return grad * kept(bytes_, ctx.p, grad.dtype), None, None

@@ -8,7 +8,7 @@ by the incoming number.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,20 +46,24 @@ def vocabulary_logits(features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor)
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor):
+    def forward(
+        ctx: Any, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor
+    ) -> tuple[Tensor, Tensor]:
         kind = features_MH.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedding_VH.dtype
         with torch.autocast(kind, enabled=False):
             return _forward(ctx, features_MH, embedding_VH, bias_V, targets_M, dtype)
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, _grad_correct: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.saved_tensors:
             return None, None, None, None
         return *(grad_loss.to(grad.dtype) * grad for grad in ctx.saved_tensors), None
 
 
-def _forward(ctx, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor, dtype: torch.dtype):
+def _forward(
+    ctx: Any, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, targets_M: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     weight_VH = embedding_VH.to(dtype)
     with_gradient = any(ctx.needs_input_grad[:3])
     d_features_MH = torch.empty_like(features_MH)
@@ -77,7 +81,7 @@ def _forward(ctx, features_MH: Tensor, embedding_VH: Tensor, bias_V: Tensor, tar
         probs_cV = torch.softmax(logits_cV, -1, out=logits_cV)  # one kernel, row by row in the cache
         # −log p[target] from the largest probability, which cannot underflow as the target's can
         loss_sum += (top_c - probs_cV.amax(-1, keepdim=True).log() - own_c).sum()
-        if not with_gradient:
+        if d_embedding_VH is None:
             continue
         d_logits_cV = probs_cV
         d_logits_cV.scatter_add_(1, target_c, d_logits_cV.new_full(target_c.shape, -1.0))

@@ -10,23 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import AddedToken as _AddedToken
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from spanbert.config import read_json_object
-from spanbert.errors import UserError
+from spanbert.errors import UserError, note
 from spanbert.files import write_atomic
+from spanbert.tokenizer.vocabulary_files import (
+    CONTINUATION,
+    LONGEST_WORD,
+    SPECIAL_TOKENS,
+    AddedToken,
+    read_tokenizer,
+)
 from spanbert.tokenizer.word_cache import WordCache
-
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CONTINUATION = "##"
-LONGEST_WORD = 100  # characters; BERT turns a longer word into one [UNK]
 
 
 class Encoded(NamedTuple):
@@ -42,6 +46,9 @@ class Tokenizer:
     vocabulary: token -> id, with ids exactly 0 … n-1 and the five special tokens under any id.
     lowercase: lower-case the text (BERT's "uncased"); strip_accents follows it unless given, as in BERT.
     split_chinese: every Chinese character is a word of its own.
+    clean_text: control characters vanish, and white space of all kinds is a space.
+    unk_token: the name of the token for unknown words. longest_word: characters; a longer word is unknown.
+    added: tokens that are found in the text before it is split into words, such as entity markers.
     numbered: the vocabulary came with its ids; False when they are the line numbers of a vocab.txt, which a lost line
         would shift.
     Raises UserError when a special token is missing or an id is missing or used twice.
@@ -54,34 +61,69 @@ class Tokenizer:
         lowercase: bool = False,
         strip_accents: bool | None = None,
         split_chinese: bool = True,
+        clean_text: bool = True,
+        unk_token: str = "[UNK]",
+        longest_word: int = LONGEST_WORD,
+        added: tuple[AddedToken, ...] = (),
         numbered: bool = True,
         source: str = "the vocabulary",
     ) -> None:
-        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        self.special_tokens = tuple(unk_token if token == "[UNK]" else token for token in SPECIAL_TOKENS)
+        missing = [token for token in self.special_tokens if token not in vocabulary]
         if missing:
-            raise UserError(f"{source} lacks {', '.join(missing)}: BERT needs all of {', '.join(SPECIAL_TOKENS)}")
+            raise UserError(f"{source} lacks {', '.join(missing)}: BERT needs all of {', '.join(self.special_tokens)}")
         self.tokens: list[str] = sorted(vocabulary, key=vocabulary.__getitem__)
         if [vocabulary[token] for token in self.tokens] != list(range(len(self.tokens))):
             raise UserError(f"{source} does not number its {len(self.tokens)} tokens 0 to {len(self.tokens) - 1}")
         self.lowercase = lowercase
         self.strip_accents = strip_accents
         self.split_chinese = split_chinese
+        self.clean_text = clean_text
+        self.unk_token = unk_token
+        self.longest_word = longest_word
+        # The five special tokens are never looked for in a text: a literal "[SEP]" in it must not become one.
+        self.added = tuple(token for token in added if token.content not in self.special_tokens)
         self.numbered = numbered
         self._ids = dict(vocabulary)
         self._fast = self._build()
+        for token in self.added:
+            if self._fast.token_to_id(token.content) != vocabulary[token.content]:
+                raise UserError(
+                    f"{source}: the added token {token.content!r} has the id {vocabulary[token.content]}, expected the "
+                    "added tokens to be numbered after the vocabulary"
+                )
         strips = lowercase if strip_accents is None else strip_accents
         self._cache = WordCache(self._fast, by_character=not (lowercase or strips))
 
     def _build(self) -> _Tokenizer:
-        # No special token is registered here: that is what keeps literal "[SEP]" in a text from becoming one.
-        fast = _Tokenizer(models.WordPiece(self._ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
-        fast.normalizer = bert_normalizer(self.lowercase, self.strip_accents, self.split_chinese)
+        # Words never become an added token that the vocabulary proper lacks, so those stay out of it: they stand last.
+        last = len(self._ids)
+        own = {token.content: self._ids[token.content] for token in self.added if not token.in_vocabulary}
+        while own and self.tokens[last - 1] in own:
+            last -= 1
+        words = {token: number for token, number in self._ids.items() if number < last}
+        fast = _Tokenizer(models.WordPiece(words, unk_token=self.unk_token, max_input_chars_per_word=self.longest_word))
+        fast.normalizer = normalizers.BertNormalizer(
+            clean_text=self.clean_text,
+            handle_chinese_chars=self.split_chinese,
+            strip_accents=self.strip_accents,
+            lowercase=self.lowercase,
+        )
         fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         fast.decoder = decoders.WordPiece(prefix=CONTINUATION)
+        for token in sorted(self.added, key=lambda token: self._ids[token.content]):
+            flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+            added = _AddedToken(token.content, **flags)
+            fast.add_special_tokens([added]) if token.special else fast.add_tokens([added])
         return fast
 
-    def __reduce__(self):  # so that worker processes may receive one; the word cache stays behind
-        return _rebuild, (self._ids, self.lowercase, self.strip_accents, self.split_chinese, self.numbered)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For worker processes, which may receive one; the word cache stays behind.
+        return _rebuild, (self._ids, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("lowercase", "strip_accents", "split_chinese", "clean_text", "unk_token", "longest_word", "added")
+        return {name: getattr(self, name) for name in (*names, "numbered")}
 
     # --- reading and writing -------------------------------------------------------------------------------------
 
@@ -89,53 +131,48 @@ class Tokenizer:
     def load(cls, path: str | Path, *, lowercase: bool | None = None) -> Tokenizer:
         """Read a folder (tokenizer.json or vocab.txt), a vocab.txt or a tokenizer.json.
 
-        Lower-casing comes from tokenizer.json or tokenizer_config.json. A bare vocab.txt does not say; it is taken
-        as cased when a token of it has an upper-case letter. `lowercase` overrides all of these.
+        Where tokenizer.json and tokenizer_config.json disagree on lower-casing, the latter decides, as in transformers 5.
+        A bare vocab.txt does not say; it is taken as cased when a token of it has an upper-case letter. `lowercase`
+        overrides all of these. What is odd about the files is printed, once, to standard error.
         Raises UserError that names the missing file or entry.
         """
-        path = Path(path)
-        if path.is_dir():
-            for name in ("tokenizer.json", "vocab.txt"):
-                if (path / name).is_file():
-                    return cls.load(path / name, lowercase=lowercase)
-            raise UserError(
-                f"{path} holds neither tokenizer.json nor vocab.txt: name a folder or file with a vocabulary"
-            )
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: name a folder, a vocab.txt or a tokenizer.json")
-        if path.suffix == ".json":
-            vocabulary, settings = _read_tokenizer_json(path)
-        else:
-            vocabulary, settings = _read_vocab_txt(path)
+        files = read_tokenizer(Path(path))
         if lowercase is not None:
-            settings["lowercase"] = lowercase
-        return cls(vocabulary, source=str(path), **settings)
+            files.settings["lowercase"] = lowercase
+        for line in files.notes:
+            note(line)
+        return cls(files.vocabulary, source=str(files.path), **files.settings)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, vocab.txt and tokenizer_config.json, as transformers' AutoTokenizer reads them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         full = self._build()
-        full.add_special_tokens(list(SPECIAL_TOKENS))
+        full.add_special_tokens(list(self.special_tokens))
         full.post_processor = processors.TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
             special_tokens=[("[CLS]", self.cls_id), ("[SEP]", self.sep_id)],
         )
-        settings = {
-            "tokenizer_class": "BertTokenizer",
+        # transformers' BertTokenizer takes these two from nowhere; its other class reads tokenizer.json as it is
+        is_plain = self.clean_text and self.longest_word == LONGEST_WORD
+        settings: dict[str, Any] = {
+            "tokenizer_class": "BertTokenizer" if is_plain else "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
             "strip_accents": self.strip_accents,
             "tokenize_chinese_chars": self.split_chinese,
             "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
+            "unk_token": self.unk_token,
             "cls_token": "[CLS]",
             "sep_token": "[SEP]",
             "mask_token": "[MASK]",
         }
-        write_atomic(folder / "tokenizer.json", full.to_str(pretty=True))
+        if self.added:
+            settings["added_tokens_decoder"] = {self._ids[token.content]: token.as_json() for token in self.added}
+        # tokenizer.json is read first and so is written last: until it stands there, the other two are a whole tokenizer
         write_atomic(folder / "vocab.txt", "".join(f"{token}\n" for token in self.tokens))
         write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+        write_atomic(folder / "tokenizer.json", full.to_str(pretty=True))
 
     # --- text to ids and back ------------------------------------------------------------------------------------
 
@@ -152,7 +189,23 @@ class Tokenizer:
 
     def encode_ids(self, text: str) -> np.ndarray:
         """The ids of encode(text), (n,) int32, several times as fast: a word cache is kept between calls."""
-        return self._cache.encode(whole_characters(text))
+        text = whole_characters(text)
+        if self.added and self._may_hold_added(text):
+            return np.array(self._fast.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        return self._cache.encode(text)
+
+    def _may_hold_added(self, text: str) -> bool:
+        """Whether the library could find an added token in the text: such a text is not one of words alone."""
+        if any(content in text for content, looks_normalized in self._added_contents if not looks_normalized):
+            return True
+        after = [content for content, looks_normalized in self._added_contents if looks_normalized]
+        normalized = self._fast.normalizer.normalize_str(text) if after else ""
+        return any(content in normalized for content in after)
+
+    @cached_property
+    def _added_contents(self) -> list[tuple[str, bool]]:
+        normalize = self._fast.normalizer.normalize_str
+        return [(normalize(t.content) if t.normalized else t.content, t.normalized) for t in self.added]
 
     def encode(self, text: str) -> Encoded:
         """Encode one text; no special tokens, no truncation."""
@@ -168,6 +221,17 @@ class Tokenizer:
     def id(self, token: str) -> int | None:
         return self._ids.get(token)
 
+    def missing_characters(self, text: str) -> Counter[str]:
+        """Characters of a text that no token of one character stands for, with their counts, once normalised."""
+        counts = Counter(self._fast.normalizer.normalize_str(whole_characters(text)))
+        return Counter(
+            {
+                character: count
+                for character, count in counts.items()
+                if not character.isspace() and character not in self._ids and CONTINUATION + character not in self._ids
+            }
+        )
+
     # --- facts about the vocabulary ------------------------------------------------------------------------------
 
     @property
@@ -180,7 +244,7 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int:
-        return self._ids["[UNK]"]
+        return self._ids[self.unk_token]
 
     @property
     def cls_id(self) -> int:
@@ -197,7 +261,7 @@ class Tokenizer:
     @cached_property
     def special_ids(self) -> np.ndarray:
         """(5,) int64: [PAD], [UNK], [CLS], [SEP], [MASK]."""
-        return np.array([self._ids[token] for token in SPECIAL_TOKENS], dtype=np.int64)
+        return np.array([self._ids[token] for token in self.special_tokens], dtype=np.int64)
 
     @cached_property
     def starts_word(self) -> np.ndarray:
@@ -211,16 +275,15 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over the tokens in order and the normaliser's settings: equal means equal ids for every text."""
         strip = self.lowercase if self.strip_accents is None else self.strip_accents
-        content = [self.tokens, self.lowercase, strip, self.split_chinese]
+        content: list[Any] = [self.tokens, self.lowercase, strip, self.split_chinese]
+        unusual = [self.clean_text, self.unk_token, self.longest_word, [token.as_json() for token in self.added]]
+        if unusual != [True, "[UNK]", LONGEST_WORD, []]:
+            content += unusual
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _rebuild(
-    ids: dict[str, int], lowercase: bool, strip_accents: bool | None, split_chinese: bool, numbered: bool
-) -> Tokenizer:
-    return Tokenizer(
-        ids, lowercase=lowercase, strip_accents=strip_accents, split_chinese=split_chinese, numbered=numbered
-    )
+def _rebuild(ids: dict[str, int], settings: dict[str, Any]) -> Tokenizer:
+    return Tokenizer(ids, **settings)
 
 
 def whole_characters(text: str) -> str:
@@ -237,61 +300,3 @@ def bert_normalizer(lowercase: bool, strip_accents: bool | None, split_chinese: 
     return normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=split_chinese, strip_accents=strip_accents, lowercase=lowercase
     )
-
-
-def _read_vocab_txt(path: Path) -> tuple[dict[str, int], dict]:
-    """One token a line; the line number is the id."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): expected one token a line") from error
-    if lines[-1] == "":
-        lines.pop()
-    vocabulary: dict[str, int] = {}
-    for number, line in enumerate(lines):
-        token = line.rstrip("\r")
-        if token in vocabulary:
-            raise UserError(f"{path} line {number + 1}: {token!r} is already on line {vocabulary[token] + 1}")
-        vocabulary[token] = number
-    config_path = path.parent / "tokenizer_config.json"
-    config = read_json_object(config_path, "a tokenizer's settings") if config_path.is_file() else {}
-    lowercase = config.get("do_lower_case")
-    if lowercase is None:
-        lowercase = not any(c != c.lower() for t in vocabulary if not t.startswith("[") for c in t)
-    settings = {
-        "lowercase": lowercase,
-        "strip_accents": config.get("strip_accents"),
-        "split_chinese": config.get("tokenize_chinese_chars", True),
-        "numbered": False,
-    }
-    return vocabulary, settings
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict]:
-    content = read_json_object(path, "a tokenizer")
-    model = content.get("model") or {}
-    kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "unknown")
-    splitter = (content.get("pre_tokenizer") or {}).get("type", "none")
-    normalizer = content.get("normalizer") or {}
-    found = f"{kind} model, {normalizer.get('type', 'no')} normalizer, {splitter} pre-tokenizer"
-    if kind != "WordPiece" or splitter != "BertPreTokenizer" or normalizer.get("type") != "BertNormalizer":
-        raise UserError(
-            f"{path} is not a BERT tokenizer ({found}): expected WordPiece, BertNormalizer, BertPreTokenizer"
-        )
-    if model.get("continuing_subword_prefix", CONTINUATION) != CONTINUATION:
-        raise UserError(f"{path} marks word continuations by {model['continuing_subword_prefix']!r}, expected '##'")
-    try:
-        vocabulary = dict(model["vocab"])
-        for added in content.get("added_tokens") or []:
-            vocabulary.setdefault(added["content"], added["id"])
-        good = all(type(number) is int for number in vocabulary.values())
-    except (KeyError, TypeError, ValueError):
-        good = False
-    if not good:
-        raise UserError(f"{path}: expected a 'vocab' from tokens to ids, and 'added_tokens' with 'content' and 'id'")
-    settings = {
-        "lowercase": normalizer.get("lowercase", True),
-        "strip_accents": normalizer.get("strip_accents"),
-        "split_chinese": normalizer.get("handle_chinese_chars", True),
-    }
-    return vocabulary, settings

@@ -1,21 +1,18 @@
-"""Scoring models and prediction files through `spanbert evaluate qa`, and batching at inference."""
+"""Scoring models and prediction files through `spanbert evaluate qa`."""
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from finetune import predict as qa_predict
-from finetune.evaluate import EvaluateQAConfig, evaluate_model, run_evaluate_qa
-from finetune.predict import Machine, budget_batches, predict
-from finetune.tasks.qa.answerer import SETTINGS_KEY, QASettings
-from finetune.tasks.qa.features import QuestionSet
+from finetune.evaluate import evaluate
+from finetune.predict import Machine
+from finetune.tasks.qa.commands import EvaluateQAConfig, run_evaluate
+from finetune.tasks.qa.features import TextQuestionSet
+from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.checkpoint.model_folder import save_model
-from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -23,67 +20,39 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 MakeModel = Callable[..., SpanBertForQuestionAnswering]
 MACHINE = Machine(torch.device("cpu"), "fp32", tokens=256)
 SETTINGS = QASettings(window=64, stride=16, max_question=24, null_allowed=True, null_threshold=0.25)
+TASK = QATask(SETTINGS)
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer) -> Path:
-    save_model(tmp_path / "model", make_model(seed=3), tokenizer, {SETTINGS_KEY: to_dict(SETTINGS)})
+    save_model(tmp_path / "model", make_model(seed=3), tokenizer, TASK.model_config())
     return tmp_path / "model"
 
 
-def test_batches_hold_every_window_once_within_the_budget() -> None:
-    lengths = np.random.default_rng(0).integers(5, 60, 100)
-    groups = list(budget_batches(lengths, 200))
-    assert sorted(np.concatenate(groups)) == list(range(100))
-    assert all(lengths[group].sum() <= 200 for group in groups)
-    joined = lengths[np.concatenate(groups)]
-    assert (np.diff(joined) <= 0).all()
-    assert len(groups) < 25  # full ones
-    assert [group.tolist() for group in budget_batches(np.array([7, 9]), 1)] == [[1], [0]]  # too long: alone
-
-
-@pytest.mark.parametrize("tokens", [1, 100, 10_000])
-def test_answers_do_not_depend_on_batches_or_chunks(
-    question_set: Callable[..., QuestionSet], make_model: MakeModel, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    questions, model = question_set("qa_v2.json", 48, 7, 20), make_model().eval()
-    decode = SETTINGS.decode
-    expected = list(predict(model, questions, decode, MACHINE, null_allowed=True))
-    done: list[int] = []
-    monkeypatch.setattr(qa_predict, "CHUNK_WINDOWS", 10)
-    machine = replace(MACHINE, tokens=tokens)
-    found = list(predict(model, questions, decode, machine, null_allowed=True, advance=done.append))
-    assert [one.id for one in found] == questions.ids
-    assert sum(done) == questions.windows
-    for one, other in zip(found, expected, strict=True):
-        assert [c.text for c in one.candidates] == [c.text for c in other.candidates]
-        assert one.null_score == pytest.approx(other.null_score, abs=1e-5)
-
-
 def test_evaluation_leaves_the_model_in_its_mode(
-    question_set: Callable[..., QuestionSet], make_model: MakeModel
+    question_set: Callable[..., TextQuestionSet], make_model: MakeModel
 ) -> None:
     model = make_model(dropout=0.5).train()
-    first, second = (evaluate_model(model, question_set("qa_v1.json"), SETTINGS, MACHINE) for _ in range(2))
+    first, second = (evaluate(TASK, model, question_set("qa_v1.json"), MACHINE) for _ in range(2))
     assert model.training
-    assert first.decoded == second.decoded  # no dropout while answering
+    assert first.predictions == second.predictions  # no dropout while answering
 
 
 def test_weights_that_are_not_numbers_are_refused(
-    question_set: Callable[..., QuestionSet], make_model: MakeModel
+    question_set: Callable[..., TextQuestionSet], make_model: MakeModel
 ) -> None:
     model = make_model()
     with torch.no_grad():
         model.qa_outputs.bias[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        evaluate_model(model, question_set("qa_v1.json"), SETTINGS, MACHINE)
+        evaluate(TASK, model, question_set("qa_v1.json"), MACHINE)
 
 
 def test_a_model_is_scored_with_its_own_settings(
     model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "out"
-    run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_v2.json", output=output, device="cpu"))
+    run_evaluate(EvaluateQAConfig(model_folder, data / "qa_v2.json", output=output, device="cpu"))
     printed = capsys.readouterr().out
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["null_threshold"] == 0.25
@@ -99,7 +68,7 @@ def test_a_model_is_scored_with_its_own_settings(
 
     # the same file of predictions, scored without the model, gives the same numbers
     again = tmp_path / "again"
-    run_evaluate_qa(EvaluateQAConfig(data / "qa_v2.json", predictions=output / "predictions.json", output=again))
+    run_evaluate(EvaluateQAConfig(data / "qa_v2.json", predictions=output / "predictions.json", output=again))
     rescored = json.loads((again / "metrics.json").read_text())
     assert {key: metrics[key] for key in rescored} == rescored
     assert not {"best_f1", "null_threshold"} & rescored.keys()
@@ -109,7 +78,7 @@ def test_the_threshold_can_be_overridden(model_folder: Path, data: Path, tmp_pat
     for threshold, empty in ((-1e9, 10), (1e9, 0)):
         output = tmp_path / str(threshold)
         config = EvaluateQAConfig(model_folder, data / "qa_v2.json", output=output, null_threshold=threshold)
-        run_evaluate_qa(config)
+        run_evaluate(config)
         predictions = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
         assert sum(not text for text in predictions.values()) == empty
 
@@ -118,16 +87,16 @@ def test_limit_takes_the_first_questions_but_checks_the_whole_file(
     model_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_v1.json", output=output, limit=4))
+    run_evaluate(EvaluateQAConfig(model_folder, data / "qa_v1.json", output=output, limit=4))
     assert list(json.loads((output / "predictions.json").read_text())) == ["fox-1", "fox-2", "fox-3", "bj-1"]
     with pytest.raises(UserError, match="off-by-one"):
-        run_evaluate_qa(EvaluateQAConfig(model_folder, data / "qa_malformed.json", limit=1))
+        run_evaluate(EvaluateQAConfig(model_folder, data / "qa_malformed.json", limit=1))
 
 
 def test_predictions_file_scores_and_missing_answers(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     predictions = tmp_path / "predictions.json"
     predictions.write_text(json.dumps({"fox-1": "Zürich", "fox-2": "in 1999", "ada-1": "the byron", "else": "x"}))
-    run_evaluate_qa(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
+    run_evaluate(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
     printed = capsys.readouterr().out
     assert "EM 37.50   F1 37.50   (8 questions)" in printed
     assert "5 questions without a prediction" in printed
@@ -155,14 +124,14 @@ def test_mistakes_are_one_sentence(model_folder: Path, data: Path, arguments: di
         for key, value in arguments.items()
     }
     with pytest.raises(UserError, match=message):
-        run_evaluate_qa(EvaluateQAConfig(**values))
+        run_evaluate(EvaluateQAConfig(**values))
 
 
 def test_predictions_of_another_file_are_refused(data: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.json"
     predictions.write_text('{"else": "x"}')
     with pytest.raises(UserError, match="none of the question ids"):
-        run_evaluate_qa(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
+        run_evaluate(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions))
 
 
 def test_an_encoder_without_a_head_is_refused(
@@ -173,5 +142,5 @@ def test_an_encoder_without_a_head_is_refused(
 
     folder = tmp_path / "pretrained"
     save_model(folder, build_model(SpanBertForPretraining, make_model().config, 0), tokenizer)
-    with pytest.raises(UserError, match="no question-answering head"):
-        run_evaluate_qa(EvaluateQAConfig(folder, data / "qa_v1.json"))
+    with pytest.raises(UserError, match="no trained head"):
+        run_evaluate(EvaluateQAConfig(folder, data / "qa_v1.json"))

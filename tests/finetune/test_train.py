@@ -1,4 +1,4 @@
-"""Training end to end on the sample files: what it learns, what it leaves behind, stopping and going on."""
+"""Training end to end on the sample files: what it learns, what it leaves behind, stopping and resuming."""
 
 import json
 import os
@@ -12,18 +12,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import finetune.train as qa_train
-from finetune.config import FinetuneQAConfig
+import finetune.train as training
 from finetune.tasks.qa.answerer import QuestionAnswerer
-from finetune.tasks.qa.features import QuestionSet
-from finetune.tasks.qa.loss import qa_loss_sum
-from finetune.train import epoch_order, run_finetune_qa, step_windows
+from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
+from finetune.tasks.qa.features import TextQuestionSet
+from finetune.tasks.qa.task import qa_loss_sum
+from finetune.train import epoch_order, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.config import SIZES
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import read_metrics
+from spanbert.training.signals import Stopped
 
 Start = Callable[..., FinetuneQAConfig]
 
@@ -42,6 +43,7 @@ def options(
             "init": str(tmp_path / "start"),
             "epochs": 2,
             "batch_size": 4,
+            "log_every": 1,
             "lr": 1e-3,
             "window": 64,
             "stride": 20,
@@ -69,13 +71,13 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 def test_loss_is_the_mean_of_two_cross_entropies_of_each_window_alone(
-    question_set: Callable[..., QuestionSet], make_model: Callable[..., SpanBertForQuestionAnswering]
+    question_set: Callable[..., TextQuestionSet], make_model: Callable[..., SpanBertForQuestionAnswering]
 ) -> None:
     """Packed neighbours do not enter a window's softmax."""
     questions, model = question_set("qa_v2.json", 64, 16), make_model().eval()
-    windows = np.arange(questions.windows)
+    windows = np.arange(len(questions.windows))
     batch = questions.packed(windows).tensors()
-    labels_B2 = torch.from_numpy(questions.labels())
+    labels_B2 = torch.from_numpy(questions.labels_W2)
     assert (labels_B2.sum(1) == 0).any()
     assert (labels_B2.sum(1) > 0).any()
     total = qa_loss_sum(*model(batch), batch.cu_seqlens, batch.max_seqlen, labels_B2)
@@ -102,7 +104,7 @@ def test_order_is_a_function_of_seed_and_epoch_and_meets_every_window_once() -> 
 
 def test_a_tiny_model_learns_the_sample_by_heart(options: Start, data: Path, capsys: pytest.CaptureFixture) -> None:
     config = options(epochs=45, lr=3e-3, dropout=0.0, dev=data / "qa_v1.json", window=128, stride=32)
-    run_finetune_qa(config)
+    run_finetune(config)
     metrics = json.loads((config.output / "metrics.json").read_text())
     assert metrics["f1"] > 90
     assert metrics["exact"] > 85
@@ -128,7 +130,7 @@ def test_a_tiny_model_learns_the_sample_by_heart(options: Start, data: Path, cap
 
 def test_version_2_stores_the_threshold_that_was_best_on_dev(options: Start, data: Path) -> None:
     config = options(train=data / "qa_v2.json", dev=data / "qa_v2.json", epochs=3)
-    run_finetune_qa(config)
+    run_finetune(config)
     stored = json.loads((config.output / "model" / "config.json").read_text())["qa"]
     metrics = json.loads((config.output / "metrics.json").read_text())
     assert stored["null_allowed"] is True
@@ -146,20 +148,20 @@ def test_version_2_stores_the_threshold_that_was_best_on_dev(options: Start, dat
 
 def test_version_1_may_not_answer_nothing(options: Start) -> None:
     config = options(epochs=1)
-    run_finetune_qa(config)
+    run_finetune(config)
     assert json.loads((config.output / "model" / "config.json").read_text())["qa"]["null_allowed"] is False
 
 
 def interrupt_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process a signal in the middle of a step."""
-    real = qa_train.step_windows
+    real = training.step_windows
 
     def sending(current: int, *rest: object) -> np.ndarray:
         if current == step:
             os.kill(os.getpid(), number)
         return real(current, *rest)
 
-    monkeypatch.setattr(qa_train, "step_windows", sending)
+    monkeypatch.setattr(training, "step_windows", sending)
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5)])
@@ -167,24 +169,28 @@ def test_stopped_and_resumed_ends_bit_identical(
     options: Start, number: int, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     whole, parted = options("whole"), options("parted")
-    run_finetune_qa(whole)
+    run_finetune(whole)
     with monkeypatch.context() as patch:
         interrupt_at(step, number, patch)
-        run_finetune_qa(parted)
+        with pytest.raises(Stopped) as stopped:
+            run_finetune(parted)
+    assert stopped.value.status == 128 + number
     assert "--resume" in capsys.readouterr().out
     assert len(losses(parted.output)) == step + 1  # the step was finished …
     assert (parted.output / "checkpoints" / f"step-{step + 1:08d}").is_dir()  # … and saved
     assert not (parted.output / "model").exists()
-    run_finetune_qa(options("parted", resume=True))
+    run_finetune(options("parted", resume=True))
     assert same(weights(whole.output), weights(parted.output))
     assert losses(whole.output) == losses(parted.output)
     assert len(losses(whole.output)) > step + 2
 
 
-def test_resumed_after_a_kill_goes_on_from_the_last_checkpoint(options: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_after_a_kill_continues_from_the_last_checkpoint(
+    options: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A crash between checkpoints: the lines of the lost steps leave metrics.jsonl and are written again."""
     whole, parted = options("whole"), options("parted", save_every=3)
-    run_finetune_qa(whole)
+    run_finetune(whole)
 
     class Crash(Exception):
         pass
@@ -195,9 +201,9 @@ def test_resumed_after_a_kill_goes_on_from_the_last_checkpoint(options: Start, m
         return step_windows(step, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(qa_train, "step_windows", crash)
-        run_finetune_qa(parted)
-    run_finetune_qa(options("parted", resume=True))
+        patch.setattr(training, "step_windows", crash)
+        run_finetune(parted)
+    run_finetune(options("parted", resume=True))
     assert same(weights(whole.output), weights(parted.output))
     assert losses(whole.output) == losses(parted.output)
 
@@ -205,7 +211,7 @@ def test_resumed_after_a_kill_goes_on_from_the_last_checkpoint(options: Start, m
 def test_a_run_is_a_function_of_its_seed(options: Start) -> None:
     runs = [options("a", epochs=1), options("b", epochs=1), options("c", epochs=1, seed=1)]
     for config in runs:
-        run_finetune_qa(config)
+        run_finetune(config)
     first, again, other = (weights(config.output) for config in runs)
     assert same(first, again)
     assert not same(first, other)
@@ -213,14 +219,14 @@ def test_a_run_is_a_function_of_its_seed(options: Start) -> None:
 
 def test_micro_batches_do_not_change_the_gradient(options: Start) -> None:
     whole, parts = options("whole", dropout=0.0), options("parts", dropout=0.0, micro_batch_size=3)
-    run_finetune_qa(whole)
-    run_finetune_qa(parts)
+    run_finetune(whole)
+    run_finetune(parts)
     assert losses(whole.output) == pytest.approx(losses(parts.output), rel=1e-4)
 
 
 def test_the_learning_rate_rises_over_the_warmup_and_falls_to_almost_nothing(options: Start) -> None:
     config = options(epochs=4, warmup=0.25)
-    run_finetune_qa(config)
+    run_finetune(config)
     rates = [record["lr"] for record in read_metrics(config.output / "metrics.jsonl")]
     peak = len(rates) - 1 - int(np.argmax(rates[::-1]))  # the last of equal ones
     assert 0.15 < (peak + 1) / len(rates) < 0.35
@@ -236,19 +242,19 @@ def test_random_start_takes_a_tokenizer_and_a_size(
 ) -> None:
     monkeypatch.setitem(SIZES, "mini", (1, 32, 2, 64))
     config = options(init="random", tokenizer=tokenizer_folder, epochs=1)
-    run_finetune_qa(config)
+    run_finetune(config)
     assert json.loads((config.output / "model" / "config.json").read_text())["num_hidden_layers"] == 1
 
 
 def test_the_first_n_questions_are_those_of_the_fixed_shuffle(options: Start, capsys: pytest.CaptureFixture) -> None:
     one = options("one", max_train_questions=3, epochs=1, batch_size=1)
-    run_finetune_qa(one)
+    run_finetune(one)
     output = capsys.readouterr().out
     assert "the first 3 of 8 questions" in output
     assert "numpy.random.default_rng(0).permutation" in output
-    assert "3 questions in" in output
-    run_finetune_qa(options("two", max_train_questions=3, epochs=1, batch_size=1))
-    run_finetune_qa(options("three", max_train_questions=3, epochs=1, batch_size=1, shuffle_seed=1))
+    assert "· 3 questions in" in output
+    run_finetune(options("two", max_train_questions=3, epochs=1, batch_size=1))
+    run_finetune(options("three", max_train_questions=3, epochs=1, batch_size=1, shuffle_seed=1))
     first, again, other = (losses(one.output.with_name(name)) for name in ("one", "two", "three"))
     assert first == again
     assert first != other
@@ -256,7 +262,7 @@ def test_the_first_n_questions_are_those_of_the_fixed_shuffle(options: Start, ca
 
 def test_malformed_training_records_are_listed(options: Start, data: Path, capsys: pytest.CaptureFixture) -> None:
     config = options(train=data / "qa_malformed.json", epochs=1)
-    run_finetune_qa(config)
+    run_finetune(config)
     lines = (config.output / "skipped.txt").read_text().splitlines()
     assert len(lines) == 14
     assert any("paragraph 0, id off-by-one" in line for line in lines)
@@ -264,14 +270,14 @@ def test_malformed_training_records_are_listed(options: Start, data: Path, capsy
 
 
 def test_cut_questions_are_said(options: Start, capsys: pytest.CaptureFixture) -> None:
-    run_finetune_qa(options(epochs=1, max_question=10, window=48, stride=20))
-    assert "questions cut to 10 pieces" in capsys.readouterr().out
+    run_finetune(options(epochs=1, max_question=10, window=48, stride=20))
+    assert "questions cut to 10 tokens" in capsys.readouterr().out
 
 
 def test_evaluation_after_each_epoch_does_not_disturb_training(options: Start, data: Path) -> None:
     plain, watched = options("plain"), options("watched", dev=data / "qa_v1.json", evaluate_each_epoch=True)
-    run_finetune_qa(plain)
-    run_finetune_qa(watched)
+    run_finetune(plain)
+    run_finetune(watched)
     assert same(weights(plain.output), weights(watched.output))
     steps = [r["step"] for r in read_metrics(watched.output / "metrics.jsonl") if r["split"] == "validation"]
     assert steps == [len(losses(plain.output)) // 2, len(losses(plain.output))]
@@ -297,26 +303,30 @@ def test_evaluation_after_each_epoch_does_not_disturb_training(options: Start, d
 def test_mistakes_are_told_before_anything_is_written(options: Start, changes: dict, message: str) -> None:
     config = options(**changes)
     with pytest.raises(UserError, match=message):
-        run_finetune_qa(config)
+        run_finetune(config)
     assert not config.output.exists()
 
 
 def test_an_existing_run_is_not_overwritten(options: Start) -> None:
-    run_finetune_qa(options(epochs=1))
+    run_finetune(options(epochs=1))
     with pytest.raises(UserError, match="already holds a run"):
-        run_finetune_qa(options(epochs=1))
-    with pytest.raises(UserError, match="is complete"):
-        run_finetune_qa(options(epochs=1, resume=True))
+        run_finetune(options(epochs=1))
 
 
 def test_resume_refuses_other_options(options: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_at(2, signal.SIGTERM, patch)
-        run_finetune_qa(options())
+        with pytest.raises(Stopped):
+            run_finetune(options())
     with pytest.raises(UserError, match="lr"):
-        run_finetune_qa(options(resume=True, lr=1e-4))
+        run_finetune(options(resume=True, lr=1e-4))
 
 
 def test_divergence_ends_with_a_sentence(options: Start) -> None:
-    with pytest.raises(UserError, match="not finite; lower --lr"):
-        run_finetune_qa(options(lr=1e38, clip_norm=0.0, warmup=0.0))
+    config = options(lr=1e38, clip_norm=0.0, warmup=0.0, stop_after_bad_steps=3)
+    with pytest.raises(UserError, match=r"3 steps in a row .* lower --lr"):
+        run_finetune(config)
+    skipped = [
+        record["step"] for record in read_metrics(config.output / "metrics.jsonl") if record["split"] == "skipped"
+    ]
+    assert skipped == [2, 3, 4]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
-collect_ignore = [] if HAS_GPU else ["test_gpu_kernels.py"]
 
 
 @pytest.fixture
@@ -23,12 +22,8 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def relative_error(x: Tensor, exact: Tensor) -> float:

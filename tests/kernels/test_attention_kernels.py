@@ -35,6 +35,7 @@ def run_case(
     """Launch forward and backward once; return the results beside plain PyTorch's and float64's, as (T, 4, H, D):
     output, dQ, dK, dV."""
     from kernels.attention_launch import launch_attention_backward, launch_attention_forward
+    from kernels.attention_masks_kernel import launch_attention_masks
 
     cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     total = int(cu[-1]) + behind
@@ -44,10 +45,11 @@ def run_case(
 
     tiles = attention_tiles_reference(cu, total, config.tile).to(device)
     seed = torch.tensor(SEED, device=device)
+    masks = launch_attention_masks(tiles, config.tile, heads, max(lengths), seed, dropout_p) if dropout_p else None
     q, k, v = qkv_T3HD.to(device).unbind(1)  # strided views of one projection
-    out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, seed, poisoned)
+    out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, masks, poisoned)
     dqkv = launch_attention_backward(
-        dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, seed, poisoned
+        dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, masks, poisoned
     )
 
     def law(dtype: torch.dtype) -> Tensor:
@@ -131,6 +133,42 @@ def test_backward_uses_the_forward_mask(triton_device):
     step = 1e-2
     slope = (value(qkv + step * direction) - value(qkv - step * direction)) / (2 * step)
     assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=2e-3)
+
+
+def test_sequence_longer_than_max_seqlen_gets_nan_under_dropout(triton_device):
+    """There are no masks for it, and a GPU's lengths are not looked at: it must not train, and nothing be read beside
+    the masks. Its neighbours are right."""
+    from kernels.attention_launch import launch_attention_forward
+    from kernels.attention_masks_kernel import launch_attention_masks
+
+    cu = torch.tensor([0, 140, 150], dtype=torch.int32)
+    q = torch.randn(150, 1, 32).to(triton_device)
+    tiles = attention_tiles_reference(cu, 150, 32).to(triton_device)
+    seed = torch.tensor(SEED, device=triton_device)
+    masks = launch_attention_masks(tiles, 32, 1, 100, seed, 0.25)
+    out, _ = launch_attention_forward(q, q, q, tiles, SMALL, 1.0, 0.25, masks)
+    assert out[:140].isnan().all()
+    exact = attention_reference(*[q.cpu().double()] * 3, cu, 1.0, 0.25, SEED)
+    assert torch.allclose(out[140:].cpu().double(), exact[140:], atol=1e-5)
+
+
+def test_many_short_sequences_fit_the_grid(monkeypatch):
+    """Slots were the grid's second axis, which CUDA limits to 65,535: batches of more short sequences failed to launch."""
+    from kernels import attention_launch
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("attention_forward_kernel", "attention_dq_kernel", "attention_dkdv_kernel"):
+        monkeypatch.setattr(attention_launch, name, Recorder())
+    q, tiles = torch.zeros(8, 3, 32), torch.zeros(70_000, 4, dtype=torch.int32)
+    out, lse = attention_launch.launch_attention_forward(q, q, q, tiles, SMALL, 1.0, 0.0, None)
+    attention_launch.launch_attention_backward(out, q, q, q, out, lse, tiles, SMALL, 1.0, 0.0, None)
+    assert grids == [(3 * 70_000,)] * 3
 
 
 def test_strided_operands_and_cotangents(triton_device, within_house_rule):

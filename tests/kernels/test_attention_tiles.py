@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.attention_tiles import attention_plan, attention_tiles_reference, slots_needed
+from kernels.attention_config import slots_needed
+from kernels.attention_tiles import attention_plan, attention_tiles_reference
 
 BATCHES = [[1], [64], [65], [0, 0, 3], [5, 0, 64, 129, 5], [512, *[20] * 70], []]
 
@@ -44,6 +45,21 @@ def test_kernel_writes_the_law(lengths, triton_device):
     total = int(cu[-1]) + 67
     table = launch_attention_tiles(cu.to(triton_device), total, 64)
     assert torch.equal(table.cpu(), attention_tiles_reference(cu, total, 64))
+
+
+@pytest.mark.parametrize(("lengths", "total"), [([4000], 64), ([30, 4000, 5], 100), ([10, 20], 15)])
+def test_lengths_beyond_the_buffer_stay_inside_it(lengths, total, triton_device):
+    """A captured graph replayed with lengths that pass its buffers: 63 rows were written into a table of 3 slots, and
+    the tiles named rows behind the tensors. Table and rows end where the buffers do."""
+    from kernels.attention_tiles_kernel import attention_tiles_kernel
+
+    cu = cumulative(lengths)
+    slots = slots_needed(total, len(lengths), 64)
+    memory = torch.full((slots + 200, 4), -7, dtype=torch.int32, device=triton_device)
+    attention_tiles_kernel[(1,)](cu.to(triton_device), memory, len(lengths), total, slots, TILE=64, GROUP=64)
+    assert (memory[slots:] == -7).all()
+    assert torch.equal(memory[:slots].cpu(), attention_tiles_reference(cu, total, 64))
+    assert memory[:slots].max() <= total
 
 
 def test_long_batches_take_tall_tiles():

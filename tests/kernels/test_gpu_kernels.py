@@ -1,6 +1,6 @@
 """What only a GPU can show: bf16, the configurations that are really selected, CUDA graphs, Inductor, huge batches.
 
-The other kernel tests launch on the GPU too when there is one; these are marked `gpu` and not collected elsewhere.
+The other kernel tests launch on the GPU too when there is one; these are marked `gpu` and skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import kernels
 from kernels.attention_reference import attention_reference
 from kernels.layer_norm_reference import dropout_add_layer_norm_reference
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")
 
 

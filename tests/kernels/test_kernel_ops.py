@@ -32,7 +32,7 @@ def normal(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def attention_arguments(dropout_p: float) -> tuple:
     plan = kernels.attention_plan(CU, TOTAL, 32, torch.float32)
-    return CU, plan.tiles, plan.tile, SEED if dropout_p else None, 0.2, dropout_p
+    return CU, plan.tiles, plan.tile, 5, SEED if dropout_p else None, 0.2, dropout_p
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
@@ -187,6 +187,31 @@ def test_wrong_arguments():
         kernels.bias_gelu(x, torch.ones(5))
     with pytest.raises(ValueError, match="do not fit"):
         kernels.linear_cross_entropy(x, torch.ones(9, 5), torch.ones(9), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_max_seqlen_below_a_length_is_refused_on_a_cpu(dropout_p):
+    """It sizes the dropout masks: with one too small the kernels would read beside them. PyTorch's versions of the
+    encoder were silently wrong."""
+    qkv = torch.randn(8, 3, 2, 8)
+    with pytest.raises(ValueError, match="max_seqlen is 4, but the longest sequence has 5 tokens"):
+        kernels.attention_varlen_qkv(qkv, CU, 4, dropout_p=dropout_p, seed=1)
+
+
+def test_targets_outside_the_vocabulary():
+    """−100 counts for nothing, as in PyTorch's cross-entropy (it used to read beside its row); others are refused."""
+    hidden, weight, bias = normal(3, 6), normal(11, 6), normal(11)
+    target = torch.tensor([4, -100, 10])
+    ours = kernels.linear_cross_entropy(hidden, weight, bias, target)
+    reference = linear_cross_entropy_reference(hidden, weight, bias, target)
+    assert torch.allclose(ours.loss_sum, reference)
+    inputs = (hidden, weight, bias)
+    for mine, expected in zip(torch.autograd.grad(ours.loss_sum, inputs), torch.autograd.grad(reference, inputs)):
+        assert torch.allclose(mine, expected)
+    assert ours.correct == ((hidden @ weight.T + bias).argmax(-1) == target).sum()
+    for wrong in (-1, 11):
+        with pytest.raises(ValueError, match=f"target {wrong} is neither"):
+            kernels.linear_cross_entropy(hidden, weight, bias, torch.tensor([4, wrong, 10]))
 
 
 def test_imports_without_triton():

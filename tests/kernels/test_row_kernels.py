@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -102,3 +103,33 @@ def test_linear_cross_entropy(dtype, triton_device, within_house_rule):
     assert loss.correct == ((inputs[0] @ inputs[1].T).float() + inputs[2]).argmax(-1).eq(target).sum()
     for index, (a, b, c) in enumerate(zip(ours, plain, exact)):
         assert within_house_rule(a.detach().cpu().to(dtype), b.to(dtype), c, 2.0 if index == 0 else 3.0), index
+
+
+def test_cross_entropy_of_targets_outside_the_vocabulary(triton_device):
+    """−100 gives 0, nonsense gives NaN, and neither reads or disturbs another row."""
+    from kernels.cross_entropy_kernel import launch_cross_entropy_, padded_logits
+
+    target = torch.tensor([3, -100, 10, -1, 50], device=triton_device)
+    logits = padded_logits(5, 50, torch.empty(0, device=triton_device))
+    assert logits.stride() == (64, 1)
+    logits.copy_(torch.randn(5, 50))
+    bias = torch.randn(50, device=triton_device)
+    wide = (logits.clone() + bias).double().cpu().requires_grad_()
+    reference = torch.nn.functional.cross_entropy(wide[:3], target[:3].cpu(), reduction="none")
+    (gradient,) = torch.autograd.grad(reference.sum(), wide)
+    loss, correct = launch_cross_entropy_(logits, bias, target, True)
+    assert torch.allclose(loss[:3].cpu().double(), reference.detach(), atol=1e-5) and loss[1] == 0
+    assert torch.allclose(logits[:3].cpu().double(), gradient[:3], atol=1e-6)
+    assert loss[3:].isnan().all() and logits[3:].isnan().all()
+    assert not correct[[1, 3, 4]].any()
+
+
+def test_wide_layer_norm_waits_between_store_and_load():
+    """Above 4,096 columns the sums stay in memory: what one thread stores in a pass another may load in the next."""
+    from kernels import layer_norm_kernel
+
+    source = layer_norm_kernel.layer_norm_backward_kernel.fn
+    lines = [line.strip() for line in inspect.getsource(source).splitlines()]
+    wide = lines.index("if WIDE:")
+    barrier = next(n for n, line in enumerate(lines) if n > wide and line.startswith("tl.debug_barrier()"))
+    assert barrier < next(n for n, line in enumerate(lines) if n > wide and "tl.load(partial" in line)

@@ -53,16 +53,17 @@ def test_help_explains_every_option(words, capsys, monkeypatch):
 
 
 def _attribute_docs(config: type) -> dict[str, str]:
-    """Field → the docstring below it."""
+    """Field → the docstring below it, in the class or in one that it inherits from."""
     import ast
     import inspect
     import textwrap
 
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     docs = {}
-    for one, two in zip(body.body, body.body[1:], strict=False):
-        if isinstance(one, ast.AnnAssign) and isinstance(two, ast.Expr) and isinstance(two.value, ast.Constant):
-            docs[one.target.id] = str(two.value.value)
+    for cls in reversed([c for c in config.__mro__ if dataclasses.is_dataclass(c)]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        for one, two in zip(body.body, body.body[1:], strict=False):
+            if isinstance(one, ast.AnnAssign) and isinstance(two, ast.Expr) and isinstance(two.value, ast.Constant):
+                docs[one.target.id] = str(two.value.value)
     return docs
 
 

@@ -27,7 +27,7 @@ class AskConfig:
     """Answer questions over a text of any length; without questions, ask for them one by one."""
 
     model: Positional[str | None] = None
-    """Model or run folder; left out, the model that ships with this program answers."""
+    """Model or run folder; left out, the bundled model answers."""
     questions: Positional[tuple[str, ...]] = ()
     """Questions, each in quotation marks."""
     context: Path | None = None
@@ -99,7 +99,7 @@ def as_json(question: str, answers: list[Answer], context: str) -> str:
 
 
 def model_and_questions(config: AskConfig) -> tuple[Path, list[str]]:
-    """The first word is the model if it names a folder; otherwise it is a question for the shipped model."""
+    """The first word is the model if it names a folder; otherwise it is a question for the bundled model."""
     words = [*([] if config.model is None else [config.model]), *config.questions]
     if words and Path(words[0]).is_dir():
         return Path(words[0]), words[1:]

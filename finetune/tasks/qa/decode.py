@@ -1,20 +1,20 @@
 """From start and end logits to answers: n-best spans per question, the null score, exact substrings (§5).
 
-A span is scored start logit + end logit. Every pair with end ≥ start and at most `max_answer` pieces is looked at,
+A span is scored start logit + end logit. Every pair with end ≥ start and at most `max_answer` tokens is looked at,
 not only pairs of the best starts and ends, so the n-best list is exact. A start counts in one window only, the one
-with most context around it (see `QuestionSet.owned_ranges`), so no span comes twice.
+with most context around it (see `Windows.owned`), so no span comes twice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from finetune.tasks.qa.features import QuestionSet
+from finetune.tasks.qa.features import TextQuestionSet, Windows
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DecodeConfig:
     n_best: int = 20
     """Spans kept for each question."""
     max_answer: int = 30
-    """Longest answer, in pieces."""
+    """Longest answer, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -76,52 +76,62 @@ def best_pairs(start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: 
 
 
 def decode_question(
-    questions: QuestionSet,
+    questions: TextQuestionSet,
     question: int,
-    windows: range,
-    logits: list[tuple[np.ndarray, np.ndarray]],
+    logits: Sequence[np.ndarray],
     config: DecodeConfig,
     *,
     null_allowed: bool,
 ) -> Decoded:
-    """Merge the windows of one question. `logits`: for each window its start and end logits, (tokens,) float each."""
-    assert questions.contexts is not None and questions.context_offsets is not None
-    owned_first, owned_last = questions.owned_ranges
-    context = int(questions.context_of_Q[question])
-    skip = int(questions.question_bounds[question + 1] - questions.question_bounds[question]) + 2
+    """Merge the windows of one question. `logits`: for each window its start and end logits, (2, tokens) float."""
+    windows = range(questions.bounds[question], questions.bounds[question + 1])
+    skip = int(questions.questions.texts.lengths[question]) + 2
     found: list[tuple[float, int, int]] = []
     null_score = math.inf
     for window, (start, end) in zip(windows, logits, strict=True):
         null_score = min(null_score, float(start[0]) + float(end[0]))
-        first, count = int(questions.window_first[window]), int(questions.window_count[window])
-        low, high = int(owned_first[window]) - first, int(owned_last[window]) - first + 1
-        begins, ends, scores = best_pairs(
-            start[skip + low : skip + high], end[skip + low : skip + count], config.max_answer, config.n_best
-        )
-        shift = first + low
-        found += zip(scores.tolist(), (begins + shift).tolist(), (ends + shift).tolist(), strict=True)
+        found += _spans_of_window(questions.windows, window, start[skip:], end[skip:], config)
     found.sort(key=lambda item: (-item[0], item[1], item[2]))
-
-    text = questions.contexts[context]
-    base = int(questions.context_bounds[context])
-    spans, seen = [], set()
-    for score, begin, last in found:
-        from_, to = (
-            int(questions.context_offsets[base + begin, 0]),
-            int(questions.context_offsets[base + last, 1]),
-        )
-        if text[from_:to] not in seen:  # a text that occurs twice is listed once, where it scores best
-            seen.add(text[from_:to])
-            spans.append((score, from_, to))
-        if len(spans) == config.n_best:
-            break
+    spans = _distinct(questions, int(questions.questions.context_Q[question]), found, config.n_best)
+    text = questions.context_texts[int(questions.questions.context_Q[question])]
     scores = [score for score, _, _ in spans]
     shares = softmax([*scores, null_score] if null_allowed else scores)
     candidates = tuple(
         Candidate(text[from_:to], from_, to, score, share)
         for (score, from_, to), share in zip(spans, shares, strict=False)
     )
-    return Decoded(questions.ids[question], candidates, null_score)
+    return Decoded(questions.questions.ids[question], candidates, null_score)
+
+
+def _spans_of_window(
+    windows: Windows, window: int, start: np.ndarray, end: np.ndarray, config: DecodeConfig
+) -> list[tuple[float, int, int]]:
+    """(score, first, last) of the best spans that start in what the window owns, in context tokens.
+
+    start, end: logits from the window's first context token on.
+    """
+    owned_first, owned_last = windows.owned
+    first, count = int(windows.first_W[window]), int(windows.count_W[window])
+    low, high = int(owned_first[window]) - first, int(owned_last[window]) - first + 1
+    begins, ends, scores = best_pairs(start[low:high], end[low:count], config.max_answer, config.n_best)
+    shift = first + low
+    return list(zip(scores.tolist(), (begins + shift).tolist(), (ends + shift).tolist(), strict=True))
+
+
+def _distinct(
+    questions: TextQuestionSet, context: int, found: list[tuple[float, int, int]], n_best: int
+) -> list[tuple[float, int, int]]:
+    """(score, from, to) in characters of the context; a text that occurs twice is listed once, where it scores best."""
+    text, base = questions.context_texts[context], int(questions.contexts.bounds[context])
+    spans, seen = [], set()
+    for score, begin, last in found:
+        from_, to = int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
+        if text[from_:to] not in seen:
+            seen.add(text[from_:to])
+            spans.append((score, from_, to))
+        if len(spans) == n_best:
+            break
+    return spans
 
 
 def softmax(scores: list[float]) -> list[float]:
@@ -129,10 +139,3 @@ def softmax(scores: list[float]) -> list[float]:
     weights = [math.exp(score - top) for score in scores]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
-
-
-def windows_by_question(questions: QuestionSet) -> Iterator[tuple[int, range]]:
-    """(question, its windows) in order."""
-    bounds = np.searchsorted(questions.window_question, np.arange(len(questions) + 1))
-    for question in range(len(questions)):
-        yield question, range(int(bounds[question]), int(bounds[question + 1]))

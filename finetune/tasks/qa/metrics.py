@@ -133,3 +133,23 @@ def qa_metrics(
                 metrics[f"best_{name}"] = 100.0 * value * len(known) / len(golds)
                 metrics[f"best_{name}_threshold"] = threshold
     return metrics
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """The metrics as lines for people."""
+    lines = [f"EM {metrics['exact']:.2f}   F1 {metrics['f1']:.2f}   ({metrics['total']:,} questions)"]
+    for name in ("HasAns", "NoAns"):
+        if f"{name}_exact" in metrics:
+            em, f1, total = (metrics[f"{name}_{part}"] for part in ("exact", "f1", "total"))
+            lines.append(f"  {name}: EM {em:.2f}   F1 {f1:.2f}   ({total:,})")
+    for name, label in (("exact", "EM"), ("f1", "F1")):
+        if f"best_{name}" in metrics:
+            value, threshold = metrics[f"best_{name}"], metrics[f"best_{name}_threshold"]
+            lines.append(f"  best {label} {value:.2f} at null threshold {threshold:.4f}")
+    if "null_threshold" in metrics:
+        lines.append(f"  null threshold used: {metrics['null_threshold']:.4f}")
+    if metrics.get("missing"):
+        lines.append(f"  {metrics['missing']:,} questions without a prediction, scored 0")
+    if metrics.get("questions_cut"):
+        lines.append(f"  {metrics['questions_cut']:,} questions cut to the model's question length")
+    return "\n".join(lines)

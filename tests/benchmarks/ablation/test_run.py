@@ -15,6 +15,7 @@ import benchmarks.ablation.run as ablation
 from benchmarks.ablation.nsp import Pairs, pair_micro_batches
 from benchmarks.ablation.plan import ARMS, AblationConfig, draw_questions, encoder_shape, equal_compute_tokens
 from benchmarks.ablation.report import CLAIMS, FAILS, HOLDS, OPEN, compare, paired_difference, plot, report
+from finetune.train import micro_batches
 from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.prepare import PrepareConfig, run_prepare
@@ -26,7 +27,6 @@ from spanbert.errors import UserError
 from spanbert.model.encoder import train_flops_per_token
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.optim import clip_gradients
 from spanbert.training.step import OptimizerStep
 
 DATA = Path(__file__).parents[2] / "data"
@@ -262,13 +262,13 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
     assert (folder / "pretrain/config.json").exists() and not (folder / "pretrain/model").exists()
 
     monkeypatch.setattr(OptimizerStep, "take", take)
-    monkeypatch.setattr("finetune.train.clip_gradients", _interrupt)
+    monkeypatch.setattr("finetune.train.micro_batches", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         ablation.run(config)
     assert (folder / "pretrain/model").exists() and not (folder / "result.json").exists()
     assert "resuming from" in (folder / "log.txt").read_text()
 
-    monkeypatch.setattr("finetune.train.clip_gradients", clip_gradients)
+    monkeypatch.setattr("finetune.train.micro_batches", micro_batches)
     monkeypatch.setattr(ablation, "run_pretrain", _interrupt)  # must not be called any more
     ablation.run(config)
     theirs = json.loads((undisturbed.output / "runs/geometric+sbo/seed-5/result.json").read_text())

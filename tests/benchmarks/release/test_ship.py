@@ -18,8 +18,8 @@ from benchmarks.release.model_card import table
 from benchmarks.release.provenance import Cost, command_line, commands, cost, place, run_of
 from benchmarks.release.scores import labelled, mistakes, question_word
 from benchmarks.release.ship import ShipConfig, ship
-from finetune.config import FinetuneQAConfig
-from finetune.train import run_finetune_qa
+from finetune.tasks.qa.commands import FinetuneQAConfig
+from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.config import PretrainConfig
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.train_tokenizer import train_wordpiece

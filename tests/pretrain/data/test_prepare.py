@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,72 +13,11 @@ import datasets
 import numpy as np
 import pytest
 
-from pretrain.data import prepare, shards
+from pretrain.data import shards
 from pretrain.data.blocks import Blocks
-from pretrain.data.prepare import PrepareConfig, run_prepare
-from pretrain.data.train_tokenizer import train_wordpiece
+from pretrain.data.prepare import run_prepare
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
-
-WORDS = [
-    "born",
-    "free",
-    "equal",
-    "dignity",
-    "rights",
-    "reason",
-    "conscience",
-    "spirit",
-    "naïve",
-    "Füße",
-    "人权",
-    "[SEP]",
-    "human,",
-    "beings.",
-    "don't",
-    "1948",
-]
-
-
-def make_documents(number: int, seed: int = 0) -> list[str]:
-    chance = random.Random(seed)
-    return [
-        f"Title {i}.\n" + " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, 400))) for i in range(number)
-    ]
-
-
-DOCUMENTS = make_documents(60)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    # Trained on the text backwards: all its characters, but few of its words, so that most words are several pieces.
-    train_wordpiece([text[::-1] for text in DOCUMENTS], 200, character_coverage=1.0).save(folder)
-    return folder
-
-
-@pytest.fixture
-def corpus_file(tmp_path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def configure(tmp_path, tokenizer_folder, corpus_file, monkeypatch):
-    monkeypatch.setattr(prepare, "SHARD_CHARACTERS", 5000)
-
-    def make(**changes) -> PrepareConfig:
-        given = {
-            "inputs": (str(corpus_file),),
-            "tokenizer": tokenizer_folder,
-            "output": tmp_path / "out",
-            "block_length": 32,
-        }
-        return PrepareConfig(**(given | {"processes": 1, "validation_share": 0.1} | changes))
-
-    return make
 
 
 def documents_of(folder: Path) -> dict[int, list[int]]:
@@ -104,11 +42,11 @@ def content_of(folder: Path) -> dict[str, object]:
 # --- no token lost -----------------------------------------------------------------------------------------------
 
 
-def test_no_token_is_lost(configure, tokenizer_folder):
+def test_no_token_is_lost(configure, tokenizer_folder, documents):
     config = configure()
     run_prepare(config)
     tokenizer = Tokenizer.load(tokenizer_folder)
-    expected = {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(DOCUMENTS)}
+    expected = {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(documents)}
     assert documents_of(config.output) == expected
     report = json.loads((config.output / "prepare.json").read_text())["report"]
     room = config.block_length - 2
@@ -149,7 +87,7 @@ def test_the_largest_vocabularies_take_int32(configure, tmp_path):
     assert documents_of(config.output) == {0: [8, 70_004], 1: [6]}
 
 
-def test_long_documents_in_parts_lose_nothing(configure, monkeypatch, tokenizer_folder, tmp_path):
+def test_long_documents_in_parts_lose_nothing(configure, monkeypatch, tokenizer_folder, tmp_path, documents):
     """Cut by the reader (parts) and by the encoder (pieces): neither may change a token or divide a document."""
     monkeypatch.setattr("pretrain.data.corpus.PART_BYTES", 700)
     monkeypatch.setattr("pretrain.data.readers.BLOCK_BYTES", 100)
@@ -163,7 +101,7 @@ def test_long_documents_in_parts_lose_nothing(configure, monkeypatch, tokenizer_
         for row in datasets.load_from_disk(str(config.output / split)):
             sides.setdefault(row["document"], set()).add(split)
             joined.setdefault(row["document"], []).extend(row["input_ids"])
-    assert joined == {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(DOCUMENTS)}
+    assert joined == {i: tokenizer.encode(text).ids.tolist() for i, text in enumerate(documents)}
     assert all(len(side) == 1 for side in sides.values())
 
 
@@ -219,9 +157,9 @@ def test_an_interrupted_preparation_goes_on(configure, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_goes_on(tmp_path, tokenizer_folder):
+def test_a_killed_preparation_goes_on(tmp_path, tokenizer_folder, documents):
     """SIGKILL to the parent in the middle of work: the workers end by themselves, the next call goes on."""
-    (tmp_path / "big.txt").write_text("\n\n".join(make_documents(60) * 400), encoding="utf-8")
+    (tmp_path / "big.txt").write_text("\n\n".join(documents * 400), encoding="utf-8")
     command = [sys.executable, "-m", "spanbert", "prepare", str(tmp_path / "big.txt"), "--tokenizer"]
     command += [str(tokenizer_folder), "--output", str(tmp_path / "out"), "--block-length", "32"]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -241,7 +179,7 @@ def test_a_killed_preparation_goes_on(tmp_path, tokenizer_folder):
     else:
         pytest.fail("workers outlive their parent")
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "going on" in again.stdout
+    assert "resuming" in again.stdout
     assert len(Blocks.open(tmp_path / "out", "train")) > 40_000
 
 
@@ -315,9 +253,9 @@ def splits_of(folder: Path) -> tuple[list[int], list[int]]:
     return sorted(set(train)), sorted(set(validation))
 
 
-def test_copies_of_a_document_are_on_one_side(configure, tmp_path):
+def test_copies_of_a_document_are_on_one_side(configure, tmp_path, documents):
     path = tmp_path / "twice.txt"
-    path.write_text("\n\n".join([*DOCUMENTS, *reversed(DOCUMENTS)]), encoding="utf-8")
+    path.write_text("\n\n".join([*documents, *reversed(documents)]), encoding="utf-8")
     run_prepare(configure(inputs=(str(path),), validation_share=0.3))
     train, validation = splits_of(configure().output)
     assert not set(train) & set(validation) and len(train) + len(validation) == 120
@@ -325,16 +263,16 @@ def test_copies_of_a_document_are_on_one_side(configure, tmp_path):
 
 
 @pytest.mark.parametrize("share", [1e-12, 1 - 1e-12])
-def test_few_documents_are_never_all_on_one_side(share, configure, tmp_path):
+def test_few_documents_are_never_all_on_one_side(share, configure, tmp_path, documents):
     path = tmp_path / "few.txt"
-    path.write_text("\n\n".join([" ".join(DOCUMENTS[:5]), DOCUMENTS[5][:20], " ".join(DOCUMENTS[:3])]))
+    path.write_text("\n\n".join([" ".join(documents[:5]), documents[5][:20], " ".join(documents[:3])]))
     run_prepare(configure(inputs=(str(path),), validation_share=share))
     assert splits_of(configure().output) == ([0, 2], [1])
 
 
-def test_of_a_single_document_the_last_blocks_are_held_out(configure, tmp_path):
+def test_of_a_single_document_the_last_blocks_are_held_out(configure, tmp_path, documents):
     path = tmp_path / "one.txt"
-    path.write_text(" ".join(DOCUMENTS))
+    path.write_text(" ".join(documents))
     config = configure(inputs=(str(path),), validation_share=0.05)
     run_prepare(config)
     train, validation = (Blocks.open(config.output, split) for split in ("train", "validation"))

@@ -1,7 +1,6 @@
 """Linguistic spans beside a corpus: from characters of a document to tokens of a block."""
 
 import json
-import random
 from pathlib import Path
 
 import datasets
@@ -9,71 +8,10 @@ import numpy as np
 import pytest
 
 from pretrain.data import shards
-from pretrain.data.prepare import PrepareConfig, run_prepare
+from pretrain.data.prepare import run_prepare
 from pretrain.data.shards import token_spans
-from pretrain.data.train_tokenizer import train_wordpiece
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
-
-WORDS = [
-    "born",
-    "free",
-    "equal",
-    "dignity",
-    "rights",
-    "reason",
-    "conscience",
-    "spirit",
-    "naïve",
-    "Füße",
-    "人权",
-    "[SEP]",
-    "human,",
-    "beings.",
-    "don't",
-    "1948",
-]
-
-
-def make_documents(number: int, seed: int = 0) -> list[str]:
-    chance = random.Random(seed)
-    return [
-        f"Title {i}.\n" + " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, 400))) for i in range(number)
-    ]
-
-
-DOCUMENTS = make_documents(60)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    # Trained on the text backwards: all its characters, but few of its words, so that most words are several pieces.
-    train_wordpiece([text[::-1] for text in DOCUMENTS], 200, character_coverage=1.0).save(folder)
-    return folder
-
-
-@pytest.fixture
-def corpus_file(tmp_path) -> Path:
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def configure(tmp_path, tokenizer_folder, corpus_file, monkeypatch):
-    monkeypatch.setattr("pretrain.data.prepare.SHARD_CHARACTERS", 5000)
-
-    def make(**changes) -> PrepareConfig:
-        given = {
-            "inputs": (str(corpus_file),),
-            "tokenizer": tokenizer_folder,
-            "output": tmp_path / "out",
-            "block_length": 32,
-        }
-        return PrepareConfig(**(given | {"processes": 1, "validation_share": 0.1} | changes))
-
-    return make
 
 
 def test_spans_become_whole_word_token_spans():
@@ -112,9 +50,9 @@ def write_sidecar(path: Path, documents: list[str]) -> Path:
     return path
 
 
-def test_span_sidecar_reaches_the_blocks(configure, tmp_path, tokenizer_folder, monkeypatch):
+def test_span_sidecar_reaches_the_blocks(configure, tmp_path, tokenizer_folder, monkeypatch, documents):
     monkeypatch.setattr(shards, "PART_CHARACTERS", 50)
-    sidecar = write_sidecar(tmp_path / "spans.jsonl", DOCUMENTS)
+    sidecar = write_sidecar(tmp_path / "spans.jsonl", documents)
     config = configure(spans=sidecar)
     run_prepare(config)
     tokenizer = Tokenizer.load(tokenizer_folder)
@@ -127,14 +65,14 @@ def test_span_sidecar_reaches_the_blocks(configure, tmp_path, tokenizer_folder, 
                 assert phrase in ("dignity", "naïve", "人权"), phrase
                 kept += 1
     report = json.loads((config.output / "prepare.json").read_text())["report"]
-    total = sum(len(entity_spans(text)) for text in DOCUMENTS)
+    total = sum(len(entity_spans(text)) for text in documents)
     assert report["spans"] == kept and report["spans"] + report["dropped_spans"] == total
     assert 0 < report["dropped_spans"] < 0.2 * total
 
 
-def test_span_sidecar_beside_parts_and_empty_documents(configure, tmp_path, monkeypatch):
+def test_span_sidecar_beside_parts_and_empty_documents(configure, tmp_path, monkeypatch, documents):
     monkeypatch.setattr("pretrain.data.corpus.PART_BYTES", 700)
-    texts = ["", DOCUMENTS[0], "", *DOCUMENTS[1:], ""]
+    texts = ["", documents[0], "", *documents[1:], ""]
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = configure(inputs=(str(path),), spans=write_sidecar(tmp_path / "spans.jsonl", texts), block_length=4096)
@@ -155,8 +93,8 @@ def test_span_sidecar_beside_parts_and_empty_documents(configure, tmp_path, monk
         (lambda lines: [lines[0], "nonsense", *lines[2:]], r"spans.jsonl:2: expected"),
     ],
 )
-def test_a_bad_sidecar_names_its_line(change, message, configure, tmp_path):
-    sidecar = write_sidecar(tmp_path / "spans.jsonl", DOCUMENTS)
+def test_a_bad_sidecar_names_its_line(change, message, configure, tmp_path, documents):
+    sidecar = write_sidecar(tmp_path / "spans.jsonl", documents)
     sidecar.write_text("\n".join(change(sidecar.read_text().splitlines())) + "\n")
     with pytest.raises(UserError, match=message):
         run_prepare(configure(spans=sidecar))

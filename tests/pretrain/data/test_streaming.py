@@ -115,3 +115,18 @@ def test_a_streamed_run_resumes_bit_identically(config, corpus, monkeypatch):
     assert all(one[name].equal(other[name]) for name in one)
     losses = [[r.get("mlm_loss") for r in read_metrics(o.output / "metrics.jsonl")] for o in (whole, options)]
     assert losses[0] == losses[1]
+
+
+def test_a_stream_of_unknown_words_is_refused(make, tmp_path):
+    """A whole run on [UNK] alone began without a word."""
+    (tmp_path / "text.txt").write_text("\n\n".join(["ཀཁགང བོད་ཡིག " * 40 + str(i) for i in range(400)]))
+    with pytest.raises(UserError, match=r"of the first 10,\d+ tokens of .*text.txt are \[UNK\]"):
+        take(make(sources=(str(tmp_path / "text.txt"),), window=1000), 1)
+
+
+def test_a_stream_is_read_as_the_sample_was_prepared(make, tmp_path):
+    """--stream read the field "text" whatever the sample was prepared with."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": f"word {i}"}) + "\n" for i in range(40)))
+    assert take(make(sources=(str(tmp_path / "a.jsonl"),), text_field="body"), 1)
+    with pytest.raises(UserError, match="no field 'text'"):
+        take(make(sources=(str(tmp_path / "a.jsonl"),)), 1)

@@ -1,6 +1,6 @@
 """Training a vocabulary: deterministic, on a seeded sample, with every frequent character in it."""
 
-import random
+import dataclasses
 import subprocess
 import sys
 
@@ -10,40 +10,8 @@ import pytest
 from pretrain.data.corpus import Document
 from pretrain.data.train_tokenizer import TrainTokenizerConfig, run_train_tokenizer, sample_documents, train_wordpiece
 from spanbert.errors import UserError
+from spanbert.tokenizer import wordpiece
 from spanbert.tokenizer.wordpiece import Tokenizer
-
-WORDS = [
-    "born",
-    "free",
-    "equal",
-    "dignity",
-    "rights",
-    "reason",
-    "conscience",
-    "spirit",
-    "naïve",
-    "Füße",
-    "人权",
-    "[SEP]",
-    "human,",
-    "beings.",
-    "don't",
-    "1948",
-]
-
-
-def make_documents(number: int, seed: int = 0) -> list[str]:
-    chance = random.Random(seed)
-    return [
-        f"Title {i}.\n" + " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, 400))) for i in range(number)
-    ]
-
-
-@pytest.fixture
-def corpus_file(tmp_path):
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(make_documents(60)), encoding="utf-8")
-    return path
 
 
 def test_tokenizer_command(corpus_file, tmp_path, capsys):
@@ -54,11 +22,45 @@ def test_tokenizer_command(corpus_file, tmp_path, capsys):
     tokenizer = Tokenizer.load(tmp_path / "tok")
     assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, 4] and tokenizer.vocab_size <= 150
     with pytest.raises(UserError, match="too small"):
-        run_train_tokenizer(TrainTokenizerConfig(inputs=(str(corpus_file),), output=tmp_path, vocab_size=3))
+        run_train_tokenizer(TrainTokenizerConfig(inputs=(str(corpus_file),), output=tmp_path / "x", vocab_size=3))
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     with pytest.raises(UserError, match="no text found"):
-        run_train_tokenizer(TrainTokenizerConfig(inputs=(str(empty),), output=tmp_path))
+        run_train_tokenizer(TrainTokenizerConfig(inputs=(str(empty),), output=tmp_path / "x"))
+
+
+def test_a_models_vocabulary_is_never_replaced(corpus_file, tmp_path):
+    """--output MODEL overwrote the vocabulary that the weights beside it belong to."""
+    config = TrainTokenizerConfig(inputs=(str(corpus_file),), output=tmp_path / "model", vocab_size=150)
+    run_train_tokenizer(config)
+    run_train_tokenizer(config)  # a tokenizer alone is replaced
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(UserError, match=r"holds model\.safetensors, which is no part of a tokenizer"):
+        run_train_tokenizer(config)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    with pytest.raises(UserError, match="is a file"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs=(str(corpus_file),), output=corpus_file))
+
+
+def test_a_tokenizers_files_come_together(corpus_file, tmp_path, monkeypatch):
+    """Interrupted between its files, a folder held the vocabulary of one tokenizer and the settings of another."""
+    config = TrainTokenizerConfig(inputs=(str(corpus_file),), output=tmp_path / "tok", vocab_size=150)
+    run_train_tokenizer(config)
+    before = Tokenizer.load(tmp_path / "tok").fingerprint
+    write, written = wordpiece.write_atomic, []
+
+    def interrupt(path, content):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(wordpiece, "write_atomic", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_train_tokenizer(dataclasses.replace(config, lowercase=True, vocab_size=120))
+    assert written and Tokenizer.load(tmp_path / "tok").fingerprint == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path != corpus_file) == ["tok"]
 
 
 def test_training_is_deterministic_in_new_processes(corpus_file, tmp_path):

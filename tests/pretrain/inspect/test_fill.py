@@ -100,6 +100,23 @@ def test_holes_that_cannot_be_meant_are_refused(text, words):
         parse_template(text, TOKENIZER)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("the [SPAN:1000000000] of", r"'\[SPAN:1000000000\]' is not a span"),
+        ("the [SPAN:100000000] of", "span of 100000000 tokens does not fit: the model takes 24"),
+        ("the [SPAN:1-100000000] of", "span of 100000000 tokens does not fit: the model takes 24"),
+        ("the [SPAN:1-999999999] of", "the model takes 24"),
+        ("the " * 2_500_000 + "[MASK]", "10,000,006 characters, far more than the 24 tokens"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_is_made(text, words, monkeypatch):
+    """A hole of 10^9 tokens filled the memory before anybody asked how many the model takes; so did a text of 10 MB."""
+    monkeypatch.setattr(TOKENIZER, "encode_batch", lambda texts: pytest.fail("encoded"), raising=False)
+    with pytest.raises(UserError, match=words):
+        parse_template(text, TOKENIZER, 24)
+
+
 def test_masks_stand_between_the_visible_pieces():
     template = parse_template("the [SPAN:1-3] of France [MASK] .", TOKENIZER)
     masked = template.with_masks((2, 1), TOKENIZER)

@@ -1,5 +1,6 @@
 """`spanbert masks`: the printed text and table, the page, and mistakes."""
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -170,3 +171,19 @@ def test_mistakes_are_one_sentence(tokenizer_folder, settings, message):
 
 def test_columns_of_wide_and_combining_characters():
     assert [width(text) for text in ("ab", "漢字", "e\u0301")] == [2, 4, 1]
+
+
+def test_a_page_replaces_only_a_page(tmp_path, tokenizer_folder):
+    """--html notes.txt overwrote the notes."""
+    config = MasksConfig(texts=(TEXT,), tokenizer=tokenizer_folder, html=tmp_path / "a.html")
+    run_masks(config)
+    run_masks(config)
+    (tmp_path / "notes.txt").write_text("notes")
+    mistaken = dataclasses.replace(config, html=tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="exists and is not such a page"):
+        run_masks(mistaken)
+    assert (tmp_path / "notes.txt").read_text() == "notes"
+    run_masks(dataclasses.replace(mistaken, overwrite=True))
+    assert (tmp_path / "notes.txt").read_text().startswith("<!doctype html>")
+    with pytest.raises(UserError, match="is a folder"):
+        run_masks(dataclasses.replace(config, html=tmp_path))

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import load_model, save_model
@@ -92,7 +93,9 @@ def test_transformers_bert_model_finds_its_whole_encoder(tmp_path, make, tokeniz
     bare, info = transformers.BertModel.from_pretrained(tmp_path, output_loading_info=True)
     assert {key.split(".")[0] for key in info["missing_keys"]} <= {"pooler"}
     assert not any("embeddings" in key or "encoder." in key for key in info["unexpected_keys"] if "cls." not in key)
-    assert sum(p.numel() for n, p in bare.named_parameters() if "pooler" not in n) > 0
+    stored = load_file(tmp_path / "model.safetensors")
+    encoder = {name: tensor for name, tensor in bare.state_dict().items() if not name.startswith("pooler.")}
+    assert all(torch.equal(tensor, stored[f"bert.{name}"]) for name, tensor in encoder.items())
 
 
 @pytest.mark.parametrize("max_shard_size", ["1GB", "10KB"])

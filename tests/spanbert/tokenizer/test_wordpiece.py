@@ -274,7 +274,6 @@ BAD_VOCABULARIES = [
         lambda p: (p / "vocab.txt").write_text("[PAD]\n[UNK]\na\n"),
         r"lacks \[CLS\], \[SEP\], \[MASK\]",
     ),
-    ("twice", lambda p: write_vocabulary(p, "a", "b", "a"), r"line 8: 'a' is already on line 6"),
     ("empty", lambda p: (p / "vocab.txt").write_text(""), r"lacks \[PAD\]"),
     ("latin 1", lambda p: (p / "vocab.txt").write_bytes(b"[PAD]\n\xe9"), "not UTF-8"),
     ("no file", lambda p: None, "neither tokenizer.json nor vocab.txt"),

@@ -45,7 +45,7 @@ def test_lists_state_step_loss_and_speed(runs, capsys):
 
 
 def test_plots_over_one_another(runs, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="curves are drawn where matplotlib is")
     assert main(["plot", str(runs / "a"), str(runs / "deep" / "b"), "--output", str(tmp_path / "c.png")]) == 0
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plot", str(runs)]) == 2

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from finetune.predict import Machine
-from finetune.tasks.qa.answerer import SETTINGS_KEY, Answer, QASettings, QuestionAnswerer, ranked_answers
+from finetune.tasks.qa.answerer import Answer, QuestionAnswerer, ranked_answers
 from finetune.tasks.qa.ask import SENTENCE_REACH, AskConfig, highlighted, run_ask, sentence_around
 from finetune.tasks.qa.decode import Candidate, Decoded
+from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.cli import main
-from spanbert.config import to_dict
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -26,12 +26,12 @@ CONTEXT = "Ada wrote notes. Luigi described the engine in French! 北京是首�
 
 
 class Stub(SpanBertForQuestionAnswering):
-    """Not a network: scores `piece` high wherever it stands in the second segment, as start and as end."""
+    """Not a network: scores `token` high wherever it stands in the second segment, as start and as end."""
 
-    piece = -1
+    token = -1
 
     def forward(self, batch):
-        hit_T = ((batch.input_ids_T == self.piece) & (batch.token_type_ids_T == 1)).float() * 10
+        hit_T = ((batch.input_ids_T == self.token) & (batch.token_type_ids_T == 1)).float() * 10
         return hit_T, hit_T.clone()
 
 
@@ -42,7 +42,7 @@ def answerer(make_model: MakeModel, tokenizer: Tokenizer) -> QuestionAnswerer:
 
 @pytest.fixture
 def folder(tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer) -> Path:
-    save_model(tmp_path / "model", make_model(), tokenizer, {SETTINGS_KEY: to_dict(SETTINGS)})
+    save_model(tmp_path / "model", make_model(), tokenizer, QATask(SETTINGS).model_config())
     (tmp_path / "context.txt").write_text(CONTEXT, encoding="utf-8")
     return tmp_path / "model"
 
@@ -70,8 +70,8 @@ def test_an_answer_is_found_anywhere_in_a_long_document(
     words[place] = "that"
     context = "  ".join(words)
     model = Stub(make_model().config)
-    model.piece = tokenizer.id("that")
-    assert model.piece is not None
+    model.token = tokenizer.id("that")
+    assert model.token is not None
     answerer = QuestionAnswerer(model, tokenizer, SETTINGS, Machine(torch.device("cpu"), "fp32"))
     answer = answerer.answer("that ?", context)[0]
     assert (answer.text, answer.start, answer.end) == ("that", 6 * place, 6 * place + 4)
@@ -158,7 +158,7 @@ def test_no_answer_is_said(
     tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer, capsys: pytest.CaptureFixture
 ) -> None:
     settings = replace(SETTINGS, null_allowed=True, null_threshold=-1e9)
-    save_model(tmp_path / "model", make_model(), tokenizer, {SETTINGS_KEY: to_dict(settings)})
+    save_model(tmp_path / "model", make_model(), tokenizer, QATask(settings).model_config())
     (tmp_path / "context.txt").write_text(CONTEXT, encoding="utf-8")
     config = AskConfig(str(tmp_path / "model"), ("Who?",), context=tmp_path / "context.txt", device="cpu")
     run_ask(config)
@@ -196,7 +196,7 @@ def test_the_context_from_standard_input(
         ("MODEL", ("Who?",), "latin1.txt", "not UTF-8"),
         ("MODEL", ("\u200b",), "context.txt", "question holds no text"),
         ("MODEL", ("who \udcff",), "context.txt", "not valid text: character 4"),
-        ("MODEL", ("who " * 200,), "context.txt", "longer than the 24 pieces"),
+        ("MODEL", ("who " * 200,), "context.txt", "longer than the 24 tokens"),
         ("MODEL", (), "context.txt", "no question"),
         ("runs/absent", ("Who?",), "context.txt", "runs/absent: no such model folder"),
     ],

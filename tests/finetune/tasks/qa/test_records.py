@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from finetune.tasks.qa.features import WindowConfig, build_question_set
-from finetune.tasks.qa.records import Paragraph, QAReader
+from finetune.records import RecordReport
+from finetune.tasks.qa.encode import encode_with_texts
+from finetune.tasks.qa.features import WindowConfig
+from finetune.tasks.qa.records import Paragraph, read_questions
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 
-def read(path: Path, **options: bool) -> tuple[list[Paragraph], QAReader]:
-    reader = QAReader(path, **{"skip_malformed": False, **options})
-    return list(reader), reader
+def read(
+    path: Path, *, skip_malformed: bool = False, check_offsets: bool = True
+) -> tuple[list[Paragraph], RecordReport]:
+    found = read_questions(path, "train" if skip_malformed else "evaluate", check_offsets=check_offsets)
+    return found.paragraphs, found.report
 
 
 def squad(question: dict, context: str = "The sky is blue.") -> str:
@@ -21,10 +25,10 @@ def squad(question: dict, context: str = "The sky is blue.") -> str:
 
 
 def test_squad_1_1_spans_are_the_answers_in_the_files_order(data: Path) -> None:
-    paragraphs, reader = read(data / "qa_v1.json")
+    paragraphs, report = read(data / "qa_v1.json")
     assert [(p.article, p.number) for p in paragraphs] == [("Foxes", 0), ("北京", 0), ("北京", 1)]
-    assert reader.report.questions == 8
-    assert not reader.report.impossible
+    assert report.examples == 8
+    assert not read_questions(data / "qa_v1.json", "train").impossible
     for paragraph in paragraphs:
         for question in paragraph.questions:
             assert question.answers
@@ -36,11 +40,12 @@ def test_squad_1_1_spans_are_the_answers_in_the_files_order(data: Path) -> None:
 
 
 def test_squad_2_0_unanswerable_questions_have_no_answer_even_if_a_plausible_one_is_given(data: Path) -> None:
-    paragraphs, reader = read(data / "qa_v2.json")
+    paragraphs, report = read(data / "qa_v2.json")
     impossible = [q for p in paragraphs for q in p.questions if q.impossible]
     assert [q.id for q in impossible] == ["fox-x", "ada-x"]
     assert all(q.spans == () for q in impossible)
-    assert (reader.report.questions, reader.report.impossible) == (10, 2)
+    assert report.examples == 10
+    assert read_questions(data / "qa_v2.json", "train").summary() == "10 questions (2 unanswerable)"
 
 
 def test_mrqa_counts_the_last_character_in_and_scores_against_answers(data: Path) -> None:
@@ -70,10 +75,10 @@ def test_a_squad_file_on_one_line_and_with_a_byte_order_mark_reads_the_same(data
 
 
 def test_training_skips_counts_and_names_every_malformed_record(data: Path, tokenizer: Tokenizer) -> None:
-    reader = QAReader(data / "qa_malformed.json", skip_malformed=True)
-    questions = build_question_set(reader, tokenizer, WindowConfig(), keep_text=True, malformed=reader.malformed)
-    assert questions.ids == ["good-1", "control-question", "good-2"]
-    report = reader.report
+    found = read_questions(data / "qa_malformed.json", "train")
+    report = found.report
+    questions = encode_with_texts(found.paragraphs, tokenizer, WindowConfig(), report.malformed)
+    assert questions.questions.ids == ["good-1", "control-question", "good-2"]
     assert report.skipped == {
         "answer not at its offset": 2,
         "duplicate id": 1,
@@ -89,7 +94,7 @@ def test_training_skips_counts_and_names_every_malformed_record(data: Path, toke
     assert 'article "Good and bad", paragraph 0, id off-by-one' in off_by_one
     assert "'2011'" in off_by_one
     assert "' 201'" in off_by_one
-    assert "14 malformed records" in report.summary()
+    assert "14 malformed records" in found.summary()
 
 
 MALFORMED = {
@@ -151,9 +156,9 @@ def test_mrqa_span_that_is_another_text_is_malformed(tmp_path: Path) -> None:
     path.write_text('{"header": {"dataset": "Toy"}}\n' + json.dumps(entry) + "\n{broken\n")
     with pytest.raises(UserError, match="line 3: line is not valid JSON"):
         read(path)
-    (paragraph,), reader = read(path, skip_malformed=True)
+    (paragraph,), report = read(path, skip_malformed=True)
     assert paragraph.context[slice(*paragraph.questions[0].spans[0])] == "blue"
-    assert reader.report.skipped == {"line is not valid JSON": 1}
+    assert report.skipped == {"line is not valid JSON": 1}
 
 
 @pytest.mark.parametrize(
@@ -179,3 +184,12 @@ def test_files_that_are_no_question_files(tmp_path: Path, content: bytes, messag
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.json: no such file"):
         read(tmp_path / "absent.json")
+
+
+def test_questions_without_answers_can_be_predicted(tmp_path: Path) -> None:
+    path = tmp_path / "questions.json"
+    path.write_text(squad({"id": "q", "question": "Why?"}))
+    with pytest.raises(UserError, match='missing field: "answers"'):
+        read(path)
+    (question,) = read_questions(path, "predict").questions
+    assert (question.id, question.text, question.answers) == ("q", "Why?", ())

@@ -1,0 +1,165 @@
+"""Reading texts and their labels. Four formats, plain or gz:
+
+.tsv, .csv     a table whose first line names the columns (TSV without quoting, as GLUE has it)
+JSON lines     objects with a key for the text and one for the label
+plain lines    ``label text``, as TREC has them; to predict, each line is a text
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, need, need_text, readable
+from spanbert.errors import UserError
+
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """One text of a file; ``label`` is None where it is not known."""
+
+    line: int  # from 1
+    text: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a table, or of the keys of JSON lines."""
+
+    text: str = "text"
+    label: str = "label"
+
+
+@dataclass
+class TextFile:
+    """The texts of a file, and what was met while reading it."""
+
+    texts: list[LabelledText]
+    report: RecordReport
+
+    def labels(self) -> list[str]:
+        """Every label that occurs, in order: numbers by their value, then words by the alphabet."""
+        found = {text.label for text in self.texts if text.label is not None}
+        return sorted(found, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
+
+    def summary(self) -> str:
+        return f"{self.report.examples:,} texts{self.report.losses}"
+
+    def first(self, limit: int | None) -> TextFile:
+        """The first ``limit`` texts. Raises UserError for a limit below 1."""
+        if limit is not None and limit < 1:
+            raise UserError(f"--limit {limit}: give at least 1 text.")
+        return replace(self, texts=self.texts[:limit])
+
+
+def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = ()) -> TextFile:
+    """The texts of ``path``, or of standard input for ``-``.
+
+    known: labels there may be; empty when any will do. Raises UserError for a file without the columns or without a
+    usable text, and, unless it is read to train on, at the first malformed record.
+    """
+    report = RecordReport(path, strict=purpose != "train")
+    if path == STDIN:
+        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+        texts = _read(path, stream, purpose, columns, report)
+        stream.detach()  # standard input is not ours to close
+    else:
+        with readable(path, errors="surrogateescape") as stream:
+            texts = _read(path, stream, purpose, columns, report)
+    kept = []
+    for text in texts:
+        try:
+            check_text(text.text, columns.text)
+            if purpose != "predict" and known and text.label not in known:
+                raise MalformedRecord("unknown label", f"{text.label!r}; the model knows {', '.join(known)}")
+        except MalformedRecord as error:
+            report.malformed(f"line {text.line}", error)
+            continue
+        kept.append(text)
+    report.examples = len(kept)
+    found = TextFile(kept, report)
+    if not kept:
+        raise UserError(f"{path}: holds no usable text. {found.summary()}.")
+    return found
+
+
+def _read(
+    path: Path, stream: io.TextIOBase, purpose: Purpose, columns: Columns, report: RecordReport
+) -> list[LabelledText]:
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    labelled = purpose != "predict"
+    if kind in (".tsv", ".csv"):
+        rows = (
+            csv.reader(stream, strict=True) if kind == ".csv" else (line.rstrip("\r\n").split("\t") for line in stream)
+        )
+        try:
+            return list(_table(path, rows, labelled, columns, report))
+        except csv.Error as error:
+            raise UserError(f"{path}: not a CSV file that can be read ({error}).") from None
+    lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(stream, 1) if line.strip()]
+    if lines and lines[0][1].lstrip().startswith("{"):
+        return list(_json_lines(lines, labelled, columns, report))
+    if not labelled:
+        return [LabelledText(number, line, None) for number, line in lines]
+    return list(_label_first(lines, report))
+
+
+def _table(
+    path: Path, rows: Iterator[list[str]], labelled: bool, columns: Columns, report: RecordReport
+) -> Iterator[LabelledText]:
+    header = next(rows, [])
+    wanted = [columns.text, columns.label] if labelled else [columns.text]
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        raise UserError(
+            f'{path}: has no column "{missing[0]}", only {", ".join(header) or "an empty first line"}; name the columns '
+            "with --text and --label."
+        )
+    for number, row in enumerate(rows, 2):
+        if not any(row):
+            continue
+        if len(row) != len(header):
+            error = MalformedRecord("another number of columns", f"{len(row)}, the first line has {len(header)}")
+            report.malformed(f"line {number}", error)
+            continue
+        fields = dict(zip(header, row, strict=True))
+        yield LabelledText(number, fields[columns.text], fields[columns.label].strip() if labelled else None)
+
+
+def _json_lines(
+    lines: list[tuple[int, str]], labelled: bool, columns: Columns, report: RecordReport
+) -> Iterator[LabelledText]:
+    for number, line in lines:
+        try:
+            entry = json.loads(line)
+            text = need_text(entry, columns.text)
+            yield LabelledText(number, text, _json_label(entry, columns.label) if labelled else None)
+        except json.JSONDecodeError:
+            report.malformed(f"line {number}", MalformedRecord("line is not valid JSON"))
+        except MalformedRecord as error:
+            report.malformed(f"line {number}", error)
+
+
+def _json_label(entry: dict[str, Any], key: str) -> str:
+    value = need(entry, key, object)
+    if not isinstance(value, str | int) or value == "":
+        raise MalformedRecord("field of the wrong type", f'"{key}" is {type(value).__name__}')
+    return str(value)
+
+
+def _label_first(lines: list[tuple[int, str]], report: RecordReport) -> Iterator[LabelledText]:
+    for number, line in lines:
+        label, _, text = line.strip().partition(" ")
+        if not text:
+            report.malformed(f"line {number}", MalformedRecord("no text", f"only {label!r}"))
+            continue
+        yield LabelledText(number, text.strip(), label)

@@ -1,0 +1,134 @@
+"""`spanbert finetune qa`, `spanbert evaluate qa` and `spanbert predict qa`: their options, and what is QA's alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from finetune import evaluate, predict, train
+from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig, check_at_least
+from finetune.predict import TrainedModel
+from finetune.tasks.qa.metrics import describe, qa_metrics
+from finetune.tasks.qa.records import QuestionFile, read_questions
+from finetune.tasks.qa.task import QASettings, QATask
+from spanbert.config import read_json
+from spanbert.errors import UserError
+from spanbert.files import write_atomic
+from spanbert.weights import qa_model_path
+
+
+@dataclass(frozen=True)
+class FinetuneQAConfig(FinetuneConfig):
+    """Fine-tune on extractive questions: SQuAD 1.1, SQuAD 2.0 or MRQA files, plain or .gz."""
+
+    max_train_questions: int | None = None
+    """Train on the first N questions of a shuffle fixed by --shuffle-seed."""
+    window: int = 384
+    """Length of a window in tokens, question and special tokens included."""
+    stride: int = 128
+    """Step between windows, in context tokens."""
+    max_question: int = 64
+    """Tokens kept of a question; cut ones are counted and reported."""
+    max_answer: int = 30
+    """Longest answer at decoding, in tokens."""
+
+    @property
+    def max_examples(self) -> int | None:
+        return self.max_train_questions
+
+    def check(self) -> None:
+        super().check()
+        check_at_least(self, "max_answer", 1)
+        check_at_least(self, "max_train_questions", 1)
+
+    def task(self) -> QATask:
+        """The task as these options state it."""
+        return QATask(QASettings(self.window, self.stride, self.max_question, self.max_answer))
+
+
+@dataclass(frozen=True)
+class EvaluateQAConfig(EvaluateConfig):
+    """Score a question-answering model, or a predictions file, on a labelled file."""
+
+    model: Positional[Path]
+    """Model or run folder. Left out, the bundled model answers; with --predictions no model does."""
+    file: Positional[Path | None] = None
+    """Labelled questions: SQuAD 1.1, SQuAD 2.0 or MRQA, plain or .gz. With only one path given, that is this file."""
+    predictions: Path | None = None
+    """Score this file (JSON: question id → answer text) instead of running a model."""
+    window: int | None = None
+    """Window length in tokens, instead of the model's own."""
+    stride: int | None = None
+    """Step between windows in tokens, instead of the model's own."""
+    null_threshold: float | None = None
+    """Threshold for answering nothing, instead of the one stored in the model."""
+    ignore_offsets: bool = False
+    """Accept answers whose text is not at its character offset (the metrics use texts only)."""
+
+    def changed(self, task: QATask, folder: Path) -> QATask:
+        """The task with these options in place of the model's settings. UserError where one has no meaning."""
+        if self.null_threshold is not None and not task.settings.null_allowed:
+            raise UserError(f"{folder} was not trained on unanswerable questions: --null-threshold has no meaning.")
+        options = {name: getattr(self, name) for name in ("window", "stride", "null_threshold")}
+        changes = {name: value for name, value in options.items() if value is not None}
+        return QATask(replace(task.settings, **changes), check_offsets=not self.ignore_offsets)
+
+
+@dataclass(frozen=True)
+class PredictQAConfig(PredictConfig):
+    """Answer the questions of a file: JSON lines of id, answer, its character offsets, probability and null odds."""
+
+    file: Positional[Path]
+    """Questions: SQuAD or MRQA, plain or .gz. Answers are not needed, and not looked at."""
+
+
+def run_finetune(config: FinetuneQAConfig) -> None:
+    """Train, evaluate, and leave OUTPUT/model, which `evaluate qa`, `predict qa` and `ask` take."""
+    train.run_finetune(config.task(), config)
+
+
+def run_evaluate(config: EvaluateQAConfig) -> None:
+    """Print metrics and, with an output folder, write them with the predictions."""
+    if config.predictions is not None:
+        _score_predictions(config, config.predictions)
+        return
+    if config.file is None and config.model.is_dir():
+        raise UserError(f"give a labelled file too: spanbert evaluate qa {config.model} FILE")
+    folder, file = (config.model, config.file) if config.file is not None else (qa_model_path(), config.model)
+    trained = predict.load_configured(QATask, folder, config)
+    task = config.changed(trained.task, folder)
+    task.check(trained.model.config.max_position_embeddings)
+    changed: TrainedModel[QATask] = replace(trained, task=task)
+    evaluate.run_evaluate(changed, file, config.output, config.limit)
+
+
+def run_predict(config: PredictQAConfig) -> None:
+    """Print or write the answers to all questions of a file."""
+    predict.run_predict(predict.load_configured(QATask, config.model, config), config.file, config.output, config.limit)
+
+
+def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:
+    if config.file is not None:
+        raise UserError("with --predictions no model runs: give only the labelled file.")
+    questions = read_questions(config.model, "evaluate", check_offsets=not config.ignore_offsets).first(config.limit)
+    metrics = score_predictions(predictions, questions)
+    print(describe(metrics))
+    if config.output is not None:
+        write_atomic(config.output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        print(f"wrote {config.output}/metrics.json")
+
+
+def score_predictions(predictions: Path, questions: QuestionFile) -> dict[str, float]:
+    """Official metrics of an existing predictions file (id → text), without a model."""
+    content = read_json(predictions)
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise UserError(f"{predictions}: expected one JSON object from question id to answer text.")
+    golds = {question.id: question.answers for question in questions.questions}
+    if not any(question in content for question in golds):
+        raise UserError(
+            f"{predictions}: has none of the question ids of {questions.report.path}; is it for another file?"
+        )
+    return qa_metrics(golds, content, version_2=any(not answers for answers in golds.values()))

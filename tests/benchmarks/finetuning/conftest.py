@@ -1,0 +1,5 @@
+"""Sample questions, a tokenizer and a tiny model, as the fine-tuning tests have them."""
+
+from tests.qa_samples import make_model, question_set, tokenizer
+
+__all__ = ["make_model", "question_set", "tokenizer"]

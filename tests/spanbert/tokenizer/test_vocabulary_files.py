@@ -1,0 +1,202 @@
+"""Tokenizer folders of many kinds give the ids that `transformers` gives for the same folder; what is odd is said."""
+
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from spanbert.errors import UserError
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzé中国Ω"
+TOKENS = [*SPECIAL_TOKENS, *LETTERS, *(f"##{c}" for c in LETTERS), *".,?!-\"'()[]<>/0123456789",
+          *["the", "canal", "was", "opened", "by", "old", "red", "mill", "bridge", "E1", "[unused1]"]]  # fmt: skip
+CASED = [*TOKENS, *"ABCDEÉ", *(f"##{c}" for c in "ABCDE")]
+BERT = {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+ADDED = {"[E1]": len(CASED), "[E2]": len(CASED) + 1}
+PARTS = [
+    "the", "Canal", "CANAL", "[E1]", "[e1]", "[E2]", "old-mill", "OLD-Mill", "old mill", " ", "  ", "\t", "\n", "\x01", "\x85",
+    "\u200b", "\u3000", "é", "É", "e\u0301", "ǅ", "İ", "中国", "Ω", "[E1][E2]", "a[E1]b", "<S>", "[unused1]", "##a", "abcdefghijk",
+    "a" * 101, "é" * 99, "𠮷", "👍🏽", "ﬁ", "red", "bridge", "?!", "\ufffd", "\ufeff", "1869", "E1", "the.", "it's", "[", "]",
+]  # fmt: skip
+
+
+def odd_texts(number: int, seed: int = 3) -> list[str]:
+    chance = random.Random(seed)
+    glue = ("", " ", " ")
+    return [
+        "".join(chance.choice(PARTS) + chance.choice(glue) for _ in range(chance.randrange(1, 25)))
+        for _ in range(number)
+    ]
+
+
+def entry(number: int, content: str, **flags) -> dict:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": number, "content": content, **plain, **flags}
+
+
+def with_json(normalizer=None, model=None, added=(), config=None):
+    """A folder with a tokenizer.json as the library writes it, changed in places."""
+
+    def write(folder):
+        Tokenizer({token: i for i, token in enumerate(CASED)}).save(folder)
+        (folder / "vocab.txt").unlink()
+        (folder / "tokenizer_config.json").unlink()
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["normalizer"] |= normalizer or {}
+        content["model"] |= model or {}
+        content["added_tokens"] += list(added)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        if config is not None:
+            (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    return write
+
+
+def with_txt(tokens=CASED, config=BERT, added=None, end="\n", newline="\n"):
+    def write(folder):
+        (folder / "vocab.txt").write_text(newline.join(tokens) + end, encoding="utf-8", newline="")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        if added:
+            (folder / "added_tokens.json").write_text(json.dumps(added))
+
+    return write
+
+
+N = len(CASED)
+MARKER = {"special": True, "normalized": False}
+VARIANTS = {
+    "txt cased": with_txt(),
+    "txt lower-casing": with_txt(config={**BERT, "do_lower_case": True}),
+    "txt lower-casing keeps accents": with_txt(config={**BERT, "do_lower_case": True, "strip_accents": False}),
+    "txt cased without accents": with_txt(config={**BERT, "strip_accents": True}),
+    "txt Chinese not split": with_txt(config={**BERT, "tokenize_chinese_chars": False}),
+    "txt added_tokens.json": with_txt(added=ADDED),
+    "txt added_tokens.json, lower-casing": with_txt(config={**BERT, "do_lower_case": True}, added=ADDED),
+    "txt added_tokens.json, special": with_txt(config={**BERT, "additional_special_tokens": ["[E1]", "[E2]"]}, added=ADDED),
+    "txt added_tokens_decoder": with_txt(config={**BERT, "added_tokens_decoder": {N: {"content": "[E1]", **MARKER}}}),
+    "txt special that is a word": with_txt(config={**BERT, "additional_special_tokens": ["the", "[E1]"]}),
+    "txt another unknown": with_txt(config={**BERT, "unk_token": "?"}),
+    "txt blank last line": with_txt(end="\n\n"),
+    "txt two blank lines": with_txt([*CASED[:40], "", "", *CASED[40:]]),
+    "txt a duplicate": with_txt([*CASED, "canal"]),
+    "txt three of one": with_txt([*CASED[:9], "canal", *CASED[9:], "canal"]),
+    "txt no last line end": with_txt(end=""),
+    "txt Windows line ends": with_txt(newline="\r\n", end="\r\n"),
+    "json": with_json(),
+    "json lower-casing": with_json({"lowercase": True}),
+    "json lower-casing keeps accents": with_json({"lowercase": True, "strip_accents": False}),
+    "json Chinese not split": with_json({"handle_chinese_chars": False}),
+    "json text not cleaned": with_json({"clean_text": False}),
+    "json text not cleaned, lower-casing": with_json({"clean_text": False, "lowercase": True}),
+    "json short words": with_json(model={"max_input_chars_per_word": 10}),
+    "json another unknown": with_json(model={"unk_token": "?"}),
+    "json added": with_json(added=[entry(N, "[E1]", **MARKER), entry(N + 1, "old-mill")]),
+    "json added, lower-casing": with_json({"lowercase": True}, added=[entry(N, "[E1]", **MARKER), entry(N + 1, "OLD-Mill")]),
+    "json added single words": with_json(added=[entry(N, "Can", single_word=True), entry(N + 1, "bridge!", single_word=True)]),
+    "json added takes spaces": with_json(added=[entry(N, "[E1]", lstrip=True, rstrip=True)]),
+    "json added word of the vocabulary": with_json(added=[entry(CASED.index("mill"), "mill", **MARKER)]),
+    "json added, never a word": with_json({"lowercase": True}, added=[entry(N, "canals", normalized=False), entry(N + 1, "Canal")]),
+    "json says lower, settings cased": with_json({"lowercase": True}, config=BERT),
+    "json says cased, settings lower": with_json(config={**BERT, "do_lower_case": True}),
+    "json of another class": with_json({"lowercase": True}, config={"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}),
+}  # fmt: skip
+
+
+def check(write, folder, number: int) -> None:
+    write(folder)
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(str(folder))
+    ours.save(folder / "saved")
+    again, copy = Tokenizer.load(folder / "saved"), pickle.loads(pickle.dumps(ours))
+    assert again.fingerprint == copy.fingerprint == ours.fingerprint and ours.vocab_size == len(again.tokens)
+    of_saved = AutoTokenizer.from_pretrained(str(folder / "saved"))
+    texts = odd_texts(number)
+    for text, one, two in zip(texts, ours.encode_batch(texts), again.encode_batch(texts), strict=True):
+        expected = theirs(text, add_special_tokens=False)["input_ids"]
+        assert one.ids.tolist() == expected, text
+        assert ours.encode_ids(text).tolist() == expected, text
+        assert two.ids.tolist() == copy.encode_ids(text).tolist() == expected, text
+        assert of_saved(text, add_special_tokens=False)["input_ids"] == expected, text
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ids_are_those_of_transformers(name, tmp_path):
+    """Added tokens, the longest word, clean_text and unk_token were not read: other ids, and not a word about it."""
+    check(VARIANTS[name], tmp_path, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ids_are_those_of_transformers_on_many_texts(name, tmp_path):
+    check(VARIANTS[name], tmp_path, 500)
+
+
+def test_an_entity_marker_is_one_token(tmp_path):
+    """[E1] became "[", "E", "##1", "]" in a folder whose added_tokens.json names it."""
+    VARIANTS["txt added_tokens.json"](tmp_path)
+    one = Tokenizer.load(tmp_path)
+    assert [one.token(i) for i in one.encode_ids("the [E1] canal")] == ["the", "[E1]", "canal"]
+    assert one.encode("the [E1] canal").offsets.tolist() == [[0, 3], [4, 8], [9, 14]]
+    assert one.starts_word[one.id("[E1]")] and one.id("[E1]") not in one.special_ids
+
+
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_a_literal_special_token_stays_text_beside_added_tokens(tmp_path, special):
+    VARIANTS["json added"](tmp_path)
+    one = Tokenizer.load(tmp_path)
+    forbidden = set(one.special_ids.tolist()) - {one.unk_id}
+    assert not forbidden & set(one.encode_ids(f"[E1] {special} [E1]").tolist())
+
+
+def test_a_bare_chinese_vocabulary_is_not_cased(tmp_path):
+    """Its <S> and <T> were taken for words with upper-case letters, and English names in Chinese text became [UNK]."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "<S>", "<T>", "中", "canal"]) + "\n")
+    one = Tokenizer.load(tmp_path)
+    assert one.lowercase and np.array_equal(one.encode_ids("中CANAL"), [one.id("中"), one.id("canal")])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("txt blank last line", f"line {N + 1} is blank"),
+        ("txt two blank lines", "on lines 41 and 42"),
+        ("txt a duplicate", f"'canal' on lines {CASED.index('canal') + 1} and {N + 1}"),
+        ("json says lower, settings cased", "do_lower_case False, tokenizer.json True"),
+    ],
+)
+def test_what_is_odd_is_said_once_and_keeps_its_number(name, said, tmp_path, capsys):
+    VARIANTS[name](tmp_path)
+    Tokenizer.load(tmp_path), Tokenizer.load(tmp_path)
+    assert capsys.readouterr().err.count(said) == 1
+
+
+BAD_SETTINGS = [
+    ({"do_lower_case": None}, "do_lower_case is None, expected true or false"),
+    ({"do_lower_case": "false"}, "do_lower_case is 'false', expected true or false"),
+    ({"tokenize_chinese_chars": None}, "tokenize_chinese_chars is None"),
+    ({"strip_accents": "no"}, "strip_accents is 'no'"),
+    ({"added_tokens_decoder": {"x": {"content": "[E1]"}}}, "not a table of tokens and ids"),
+    ({"added_tokens_decoder": [1]}, "not a table of tokens and ids"),
+    ({"added_tokens_decoder": {"3": {"content": "canal"}}}, "given the id 3, but is token"),
+    ({"added_tokens_decoder": {"900": {"content": "[E1]"}}}, "does not number its"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), BAD_SETTINGS)
+def test_a_bad_setting_is_one_sentence(settings, said, tmp_path):
+    """do_lower_case null was guessed, "false" was true, and tokenize_chinese_chars null was a traceback."""
+    with_txt(config={**BERT, **settings})(tmp_path)
+    with pytest.raises(UserError, match=said):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_is_missing_from_the_file(tmp_path):
+    with_json()(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    del content["model"]["vocab"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="expected a 'vocab' from tokens to ids"):
+        Tokenizer.load(tmp_path)
