@@ -84,7 +84,7 @@ class PretrainConfig:
     save_every: int = 1000
     """Steps between checkpoints."""
     keep_last: int = 2
-    """Newest checkpoints to keep, besides the best; at least 2, for the newest may turn out damaged."""
+    """Newest checkpoints to keep, besides the best; never fewer than 2, for the newest may turn out damaged."""
     resume: bool = False
     """Continue the run in --output from its newest whole checkpoint."""
     stop_after_bad_steps: int = 20
@@ -105,8 +105,7 @@ class PretrainConfig:
         if len(lengths) > 1:
             raise UserError(f"--{lengths[0]} and --{lengths[1]} exclude each other: give the length of the run once")
         counted = ("batch_size", "micro_batch_size", "log_every", "eval_every", "eval_sequences", "save_every")
-        check_range(self, 1, math.inf, *counted, "stop_after_bad_steps", "steps", "tokens")
-        check_range(self, 2, math.inf, "keep_last")
+        check_range(self, 1, math.inf, *counted, "stop_after_bad_steps", "keep_last", "steps", "tokens")
         check_range(self, 0, math.inf, "minutes", "eps", above=True)
         check_range(self, 0, math.inf, "lr", "weight_decay", "clip_norm", "warmup", "workers")
         check_range(self, 1, math.inf, "replay")

@@ -34,15 +34,14 @@ def run_pretrain(config: PretrainConfig) -> None:
         join_group(config.device) as group,
         contextlib.closing(begin_run(config, group)) as start,
     ):
-        run = set_up(config, group, start)
-        if config.replay is not None:
-            replay(run)
-        else:
-            train(run)
+        # nobody here holds what is set up: DDP must be gone before its group is
+        stop_signal = (train if config.replay is None else replay)(set_up(config, group, start))
+    if stop_signal is not None:
+        raise Stopped(stop_signal)
 
 
-def train(run: PretrainRun) -> None:
-    """From where the run is to its end."""
+def train(run: PretrainRun) -> int | None:
+    """From where the run is to its end → the signal that stopped it before, when one did."""
     config, group, schedule, counters = run.config, run.group, run.schedule, run.counters
     log = StepLog(group, len(TargetCounts._fields), counters.window)
     saver, progress = Saver(run, log), Progress(run, log)
@@ -83,5 +82,4 @@ def train(run: PretrainRun) -> None:
             progress.validate()
         saver.save(progress.score)
     saver.finish(progress.baseline, stopped=stop_signal is not None)
-    if stop_signal is not None:
-        raise Stopped(stop_signal)
+    return stop_signal

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -119,5 +120,9 @@ def join_group(device_name: str = "auto", timeout_minutes: float = 30) -> Iterat
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
         yield Group(rank, world, device, distributed=True)
+    except BaseException as error:
+        # what the frames of an error hold (DDP) must go before the group does, or its end waits for ever
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         dist.destroy_process_group()

@@ -30,8 +30,8 @@ class RunStart:
         resume: continue the run at ``output``; optional: where there is none yet, start one all the same.
         before: continue from the newest whole checkpoint before this step, only to look: the run is not locked, and
             must not be opened.
-        keep_last: checkpoints to keep besides the best; at least 2, or there would be none to go back to from a newest
-            one that turns out damaged.
+        keep_last: checkpoints to keep besides the best; 2 are kept even for 1, or there would be none to go back to
+            from a newest one that turns out damaged.
 
     Attributes: resumes; checkpoint, the newest whole one (None: from the beginning); store.
     All ranks make one. Raises UserError, on all of them.
@@ -49,10 +49,9 @@ class RunStart:
         keep_last: int = 2,
         group: Group | None = None,
     ):
-        assert keep_last >= 2, keep_last
         self.output, self.config, self.may_differ, self.before = output, config, may_differ, before
         self.group = group or alone()
-        self.store = CheckpointStore(output / "checkpoints", keep_last, self.group)
+        self.store = CheckpointStore(output / "checkpoints", max(keep_last, 2), self.group)
         self._lock: IO[str] | None = None
         self._run: RunFolder | None = None
         self.resumes, self.checkpoint = self.group.on_main(lambda: self._look(resume, optional))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,13 @@ def _rank(rank: int, world: int, port: int, options: PretrainConfig, stop_after:
         assert stop_after is not None and stopped.number == signal.SIGTERM, "every rank hears of it"
     else:
         assert stop_after is None
+
+
+def _failing_rank(*arguments) -> None:
+    """As the command line does: the error is caught, and its frames let go."""
+    with contextlib.suppress(UserError):
+        _rank(*arguments)
+        os._exit(1)
 
 
 def train_on(world: int, options: PretrainConfig, stop_after: int | None = None) -> None:
@@ -105,6 +114,21 @@ def test_resumes_on_another_number_of_ranks(fifty, single, kind, worlds):
     assert (start.output / "checkpoints" / "step-00000023" / "sharded").is_dir() == (kind == "fsdp" and first > 1)
     train_on(second, dataclasses.replace(start, parallel=kind if second > 1 else "ddp", resume=True))
     assert losses(start) == pytest.approx(losses(single), abs=1e-5)
+
+
+def test_an_error_on_all_ranks_ends_them(config):
+    """The frames of the error kept DDP alive after its process group was gone, and DDP's end then waited for ever."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def take(*_):
+            raise UserError("nothing is finite")
+
+        patch.setattr(OptimizerStep, "take", take)
+        arguments = (2, free_port(), config(), None)
+        ranks = mp.start_processes(_failing_rank, arguments, nprocs=2, start_method="fork", join=False)
+    deadline = time.monotonic() + 60
+    while not ranks.join(timeout=1):
+        assert time.monotonic() < deadline, "the ranks wait for ever"
 
 
 def test_fsdp_needs_torchrun():

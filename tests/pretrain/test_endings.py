@@ -18,6 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.checkpoint.store import find_model
+from spanbert.config import save_json, to_dict
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.run_folder import RunFolder
@@ -87,6 +88,32 @@ def test_a_killed_worker_ends_the_command(start):
     os.kill(workers[0], signal.SIGKILL)
     status, sentence = ending(process, workers)
     assert status == 2 and sentence.startswith("error: a process that prepares batches was killed")
+
+
+CRASH = """
+import sys
+from pretrain.config import PretrainConfig
+from pretrain.train import run_pretrain
+from spanbert.config import load_json
+from spanbert.training.step import OptimizerStep
+honest = OptimizerStep.gradients
+def gradients(self, step, *rest):
+    if step == 3:
+        raise ZeroDivisionError("a bug")
+    return honest(self, step, *rest)
+OptimizerStep.gradients = gradients
+run_pretrain(load_json(PretrainConfig, sys.argv[1]))
+"""
+
+
+def test_a_crash_ends_the_command(config, tmp_path):
+    """Python keeps the frames of a crash until its exit handlers run, and those waited for workers that ignored SIGTERM."""
+    save_json(to_dict(config(workers=2)), tmp_path / "options.json")
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path / "options.json")],
+        capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    assert done.returncode == 1 and "a bug" in done.stderr
 
 
 def test_a_signal_to_the_whole_group_lets_the_loop_save_and_end_its_workers(start, config):

@@ -211,7 +211,7 @@ def test_refuses_an_empty_corpus(config, corpus, tmp_path):
         ({"eps": 0.0}, "eps is 0.0: expected above 0"),
         ({"seed": -1}, "seed is -1: expected 0 to below"),
         ({"seed": 2**63}, "seed is 9223372036854775808: expected 0 to below"),
-        ({"keep_last": 1}, "keep_last is 1: expected at least 2"),
+        ({"keep_last": 0}, "keep_last is 0: expected at least 1"),
         ({"steps": None, "minutes": 5.0, "warmup": 10_000}, "--warmup as a share"),
     ],
 )

@@ -95,3 +95,12 @@ def test_mistakes_are_one_sentence(capsys, tmp_path):
         main(["pretrain", str(tmp_path), "--output", "r", "--no-such-option", "1"])
     assert end.value.code == 2
     assert "no-such-option" in plain(capsys.readouterr().err)
+
+
+def test_the_older_word_for_init_still_works_and_is_not_shown(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["start", "--help"])
+    assert left.value.code == 0 and "usage: spanbert init" in capsys.readouterr().out
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert "  init " in shown and "  start " not in shown

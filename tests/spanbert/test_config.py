@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from spanbert.config import from_dict, load_json, read_json, read_json_lines, read_json_object, save_json, to_dict
+from spanbert.config import (
+    check_range,
+    from_dict,
+    load_json,
+    read_json,
+    read_json_lines,
+    read_json_object,
+    save_json,
+    to_dict,
+)
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 
@@ -111,3 +121,15 @@ def test_presets_are_the_papers():
         EncoderConfig.preset("huge")
     with pytest.raises(UserError, match="must be a multiple"):
         EncoderConfig(hidden_size=10, num_attention_heads=3)
+
+
+def test_ranges_refuse_what_is_not_a_number_and_their_open_ends():
+    """A NaN compares false with everything, so it passed checks that were written the other way round."""
+    from types import SimpleNamespace
+
+    check_range(SimpleNamespace(a=0.5, b=None), 0, 1, "a", "b", above=True, below=True)
+    for value in (math.nan, math.inf, -1, 0):
+        with pytest.raises(UserError, match=r"a is .*: expected above 0"):
+            check_range(SimpleNamespace(a=value), 0, math.inf, "a", above=True)
+    with pytest.raises(UserError, match="a is 1: expected 0 to below 1"):
+        check_range(SimpleNamespace(a=1), 0, 1, "a", below=True)

@@ -45,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "start", build_model(SpanBertForPretraining, shape, 0), tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("spanbert.device.measured_peak_flops", lambda *_: 1e9)
+        patch.setattr("spanbert.device.measured_peak_flops", lambda *_: 1e12)
         patch.setattr("spanbert.training.run_folder.open_trackers", lambda *_, **__: [])
         prepare = {"block_length": 32, "processes": 1, "validation_share": 0.3}
         run_prepare(PrepareConfig(inputs=(str(TEXT),), tokenizer=Path("tok"), output=Path("blocks"), **prepare))

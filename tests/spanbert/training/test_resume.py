@@ -71,6 +71,13 @@ def test_resumes_from_the_newest_whole_checkpoint_and_sets_damaged_ones_aside(tm
     start.close()
 
 
+def test_two_checkpoints_are_kept_even_for_one(tmp_path):
+    """With one, a newest checkpoint that turned out damaged was the end of the run."""
+    start = begin(tmp_path / "run", keep_last=1)
+    finish(start, 1, 2, 3)
+    assert [path.name[-1] for path in start.store.all()] == ["2", "3"]
+
+
 def test_refuses_other_options_and_other_data_and_changes_nothing(tmp_path):
     finish(begin(tmp_path / "run"), 1)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
