@@ -12,10 +12,10 @@ from finetune.config import FinetuneConfig
 from finetune.predict import Machine
 from finetune.records import RecordReport
 from finetune.task import Features, Task
-from spanbert.checkpoint.store import sha256
 from spanbert.device import choose_precision
 from spanbert.distributed import Group
 from spanbert.errors import UserError
+from spanbert.files import sha256
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.init_model import init_model, model_path

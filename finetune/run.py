@@ -12,6 +12,7 @@ from finetune.config import MAY_DIFFER_ON_RESUME, FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate, listed, write_evaluation
 from finetune.prepare import Prepared
 from spanbert.checkpoint.model_folder import save_model, write_model
+from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.distributed import Group
 from spanbert.files import write_atomic
@@ -95,8 +96,11 @@ class FinetuneRun:
         if self.folder is not None:
             self.folder.log(step, split, **values)
 
-    def save(self, state: State, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint to resume from. All ranks call it."""
+    def save(self, state: State, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Write a checkpoint to resume from. All ranks call it.
+
+        Until the last step it says that it is not the run's model, for whoever asks or evaluates it all the same.
+        """
         counters = {
             "step": state.step,
             "bad_in_a_row": state.bad_in_a_row,
@@ -104,10 +108,13 @@ class FinetuneRun:
             "log": state.log.stored(),
         }
         prepared = self.prepared
+        config = prepared.task.model_config()
+        if state.step < total_steps:
+            config[PROGRESS] = {"step": state.step, "of": total_steps}
 
         def write(folder: Path) -> None:
             if self.group.is_main:
-                write_model(folder, prepared.model, prepared.tokenizer, prepared.task.model_config())
+                write_model(folder, prepared.model, prepared.tokenizer, config)
             save_training_state(folder, prepared.model, optimizer, counters, self.group)
 
         self.start.store.save(state.step, write)

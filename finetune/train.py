@@ -27,7 +27,7 @@ from spanbert.model.batch import PackedBatch
 from spanbert.model.encoder import count_parameters
 from spanbert.training.optim import adamw, linear_schedule
 from spanbert.training.parallel import parallelise
-from spanbert.training.signals import StopRequest
+from spanbert.training.signals import Stopped, StopRequest, voted, votes
 from spanbert.training.step import OptimizerStep
 
 
@@ -128,10 +128,12 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         dynamic_ncols=True,
         disable=not group.is_main,
     )
+    asked: int | None = None
     with StopRequest() as stop:
         begun = time.perf_counter()
         while state.step < total_steps:
-            if group.sum([float(stop.requested)])[0]:
+            asked = voted(group.sum(votes(stop.number)))
+            if asked is not None:
                 break
 
             # one optimizer step: the gradient of the mean loss of its windows
@@ -153,15 +155,14 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
             if state.step % steps_per_epoch == 0 and state.step < total_steps and config.evaluate_each_epoch:
                 run.evaluate(state.step)
             if state.step % config.save_every == 0 or state.step == total_steps:
-                run.save(state, optimizer)
+                run.save(state, optimizer, total_steps)
             begun = time.perf_counter()
         bar.close()
-        if state.step < total_steps:
-            run.save(state, optimizer)
+        if asked is not None:
+            run.save(state, optimizer, total_steps)
             group.print_main(
                 f"stopped after step {state.step:,} of {total_steps:,}, saved.\n"
                 "resume with: the same command and --resume"
             )
-            stop.raise_if_requested()
-            return
+            raise Stopped(asked)
     run.finish(state.step)

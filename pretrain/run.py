@@ -156,7 +156,7 @@ def set_up(config: PretrainConfig, group: Group, start: RunStart) -> PretrainRun
 
 
 def _open_blocks(config: PretrainConfig, group: Group) -> tuple[Blocks, Tokenizer]:
-    check_hashes(config.data, read_settings(config.data), at_most=QUICK_BYTES)
+    group.on_main(lambda: check_hashes(config.data, read_settings(config.data), at_most=QUICK_BYTES))
     blocks = Blocks.open(config.data, "train")
     if not len(blocks):
         raise UserError(f"{config.data} holds no block to train on: prepare it again from more text")

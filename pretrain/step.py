@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.data.batches import StepBatch
 from spanbert.distributed import Group
 from spanbert.model.batch import MaskedBatch
-from spanbert.training.signals import STOP_SIGNALS
+from spanbert.training.signals import voted, votes
 from spanbert.training.step import Loss
 
 
@@ -74,8 +74,6 @@ class Agreed(NamedTuple):
 
 def agree(group: Group, batch: StepBatch, seconds: float, stop: int | None = None) -> Agreed:
     """Add up targets and tokens over ranks; one clock and one decision to stop for all. Host numbers only."""
-    asked = [float(stop == number) for number in STOP_SIGNALS]
-    ours = [*batch.target_counts, batch.tokens, seconds if group.is_main else 0.0, *asked]
-    mlm, sbo, tokens, clock, *ranks_asked = group.sum(ours)
-    number = next((number for number, ranks in zip(STOP_SIGNALS, ranks_asked, strict=True) if ranks), None)
-    return Agreed(TargetCounts(mlm, sbo), int(tokens), clock, number)
+    ours = [*batch.target_counts, batch.tokens, seconds if group.is_main else 0.0, *votes(stop)]
+    mlm, sbo, tokens, clock, *asked = group.sum(ours)
+    return Agreed(TargetCounts(mlm, sbo), int(tokens), clock, voted(asked))

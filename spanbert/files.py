@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -106,6 +107,12 @@ def sync_file(file: Path) -> None:
     """Make what was written to ``file`` durable: for one that another file, written later, vouches for."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's content, in hexadecimal; the file is read in parts."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

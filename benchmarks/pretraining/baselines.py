@@ -26,7 +26,7 @@ from spanbert.model.models import SpanBertForPretraining
 from spanbert.training.optim import adamw, clip_gradients
 
 PAD, UNK, CLS, SEP, MASK, SPECIALS = 0, 1, 2, 3, 4, 5
-#: Share of the pieces that continue a word, as in English.
+#: Share of the tokens that continue a word, as in English.
 CONTINUING = 0.25
 
 

@@ -5,7 +5,7 @@
 Both sides start from one batch of sequences as a data loader has them and end with what a training step takes:
 ours from int32 arrays to a MaskedBatch (corrupted tokens, targets, spans, boundaries, SBO targets), theirs from
 dictionaries of lists, with the special-tokens mask precomputed as their documentation advises, to padded tensors. The
-text is synthetic with 1.3 pieces a word, as in English; masking does not depend on what the words are. Every number is
+text is synthetic with 1.3 tokens a word, as in English; masking does not depend on what the words are. Every number is
 the median of several rounds in which the contestants take turns, in sequences per second of this process's CPU time
 with one thread, so that other work on the machine matters little. A contestant whose masks are wrong is not timed.
 """

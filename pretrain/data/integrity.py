@@ -5,12 +5,12 @@ Arrow files are mapped, not read, so damage to them shows nowhere by itself: a p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spanbert.errors import UserError
+from spanbert.files import sha256
 
 #: A corpus below this size is read and compared with its hashes when a training run starts: a few seconds.
 QUICK_BYTES = 1_000_000_000
@@ -20,9 +20,7 @@ def describe_files(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, A
     """Size and sha256 of files, by their path within the folder."""
     described = {}
     for path in sorted(files):
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return described
 
 
@@ -34,7 +32,7 @@ def find_damage(folder: Path, described: dict[str, dict[str, Any]], *, read: boo
             return f"{path} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{path} has {path.stat().st_size:,} bytes, expected {expected['bytes']:,}"
-        if read and describe_files(folder, [path])[name]["sha256"] != expected["sha256"]:
+        if read and sha256(path) != expected["sha256"]:
             return f"{path} holds other bytes than were written"
     return None
 

@@ -44,7 +44,7 @@ class FillConfig:
     """Fill the [SPAN:n] of a text."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Model folder or run; left out, the model that ships with this program predicts."""
+    """Model folder or run; left out, the bundled model predicts."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = ""
     """Text with [SPAN:3] (three tokens), [SPAN:1-4] (one to four) or [MASK] (one) in it."""
     head: Literal["auto", "mlm", "sbo", "both"] = "auto"

@@ -34,7 +34,7 @@ class MasksConfig:
     """Texts to mask; - reads them from standard input, one a line. The schemes entities and noun_phrases want spans marked
     in the text: "[[New York]] is large"."""
     tokenizer: Path | None = None
-    """Tokenizer folder, vocab.txt or tokenizer.json (left out: the one that ships with this program), or a folder that
+    """Tokenizer folder, vocab.txt or tokenizer.json (left out: the bundled one), or a folder that
     `spanbert prepare` wrote, whose token frequencies random tokens are then drawn from."""
     seed: int = 0
     """Seed of the masks."""

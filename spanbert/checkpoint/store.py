@@ -7,7 +7,6 @@ of ``training_state`` and ``manifest.json`` (SHA-256 of every other file).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
@@ -20,7 +19,7 @@ from spanbert.checkpoint.file_kinds import snapshot_of
 from spanbert.config import read_json, read_json_object
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, remove_folder, remove_leftovers, write_atomic
+from spanbert.files import atomic_folder, remove_folder, remove_leftovers, sha256, write_atomic
 
 MANIFEST = "manifest.json"
 
@@ -139,11 +138,6 @@ def _score(checkpoint: Path) -> float | None:
     """A damaged manifest has no score: the damage is for ``newest_whole`` to name."""
     score = _manifest(checkpoint).get("score")
     return score if type(score) in (int, float) and math.isfinite(score) else None
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def find_damage(checkpoint: Path) -> str | None:

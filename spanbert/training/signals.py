@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from types import FrameType
 from typing import Self
 
@@ -24,6 +25,16 @@ class Stopped(Exception):
     @property
     def status(self) -> int:
         return 128 + self.number
+
+
+def votes(number: int | None) -> list[float]:
+    """A signal (or none) as numbers that ranks can add up: one for each of ``STOP_SIGNALS``."""
+    return [float(number == asked) for asked in STOP_SIGNALS]
+
+
+def voted(totals: Sequence[float]) -> int | None:
+    """The signal that any rank was sent, from the sum of all ranks' ``votes``; the same on every rank."""
+    return next((number for number, ranks in zip(STOP_SIGNALS, totals, strict=True) if ranks), None)
 
 
 class StopRequest:
@@ -50,7 +61,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def raise_if_requested(self) -> None:
-        """Raises Stopped; to be called when everything is saved."""
+        """Raises Stopped; to be called when everything is saved. (Ranks have to agree first: ``votes``.)"""
         if self.number is not None:
             raise Stopped(self.number)
 

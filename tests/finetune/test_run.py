@@ -20,12 +20,13 @@ import finetune.train as training
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
 from finetune.train import micro_batches, share_of, step_windows
 from spanbert.checkpoint.model_folder import save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.distributed import Group
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import read_metrics
-from spanbert.training.signals import Stopped
+from spanbert.training.signals import STOP_SIGNALS, Stopped, votes
 
 
 class Killed(Exception):
@@ -170,6 +171,37 @@ def test_a_signal_saves_and_gives_the_shell_its_status(config: FinetuneQAConfig)
         run_finetune(replace(config, save_every=100))
     assert stopped.value.status == 143
     assert [path.name for path in (config.output / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_model_of_a_run_that_was_stopped_says_so(
+    config: FinetuneQAConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped run could be asked, and answered as if it were finished; only pretraining's checkpoints told."""
+    test_a_signal_saves_and_gives_the_shell_its_status(config)
+    capsys.readouterr()
+    find_model(config.output)
+    assert "its training had come to step 3 of 16" in capsys.readouterr().err
+    run_finetune(replace(config, resume=True))
+    assert "training_progress" not in json.loads((config.output / "model" / "config.json").read_text())
+
+
+def test_a_signal_to_another_rank_ends_this_one_with_its_status(
+    config: FinetuneQAConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the rank that the signal reached ended with 143; the others saved and returned 0."""
+    asked = []
+
+    def sum_with_the_other(_group: Group, values: list[float]) -> list[float]:
+        if len(values) == len(STOP_SIGNALS):
+            asked.append(values)
+            return votes(signal.SIGTERM) if len(asked) == 3 else values
+        return values
+
+    monkeypatch.setattr(Group, "sum", sum_with_the_other)
+    with pytest.raises(Stopped) as stopped:
+        run_finetune(config)
+    assert stopped.value.status == 143
+    assert asked == [votes(None)] * 3
 
 
 @pytest.mark.parametrize("windows", [1, 3, 7, 8])

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import spanbert.cli
-from spanbert.training.signals import Stopped, StopRequest
+from spanbert.training.signals import STOP_SIGNALS, Stopped, StopRequest, voted, votes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -23,6 +23,12 @@ def test_each_stop_signal_only_asks(number):
         with pytest.raises(Stopped) as stopped:
             stop.raise_if_requested()
     assert stopped.value.status == 128 + number and signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [None, *STOP_SIGNALS])
+def test_ranks_agree_on_a_signal_that_one_of_them_got(number):
+    ranks = [votes(None), votes(number), votes(None)]
+    assert voted([sum(asked) for asked in zip(*ranks, strict=True)]) == number
 
 
 def test_a_second_interrupt_does_not_wait():
