@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
+from spanbert.config import check_range
 from spanbert.errors import UserError
 
 
@@ -73,11 +75,11 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """UserError for values that make no sense together."""
-        for name in ("epochs", "batch_size", "save_every", "log_every", "stop_after_bad_steps"):
-            check_at_least(self, name, 1)
-        check_at_least(self, "micro_batch_size", 0)
-        if not 0 <= self.dropout < 1 or not 0 <= self.warmup <= 1:
-            raise UserError("--dropout must be in [0, 1) and --warmup in [0, 1].")
+        check_range(self, 1, math.inf, "epochs", "batch_size", "save_every", "log_every", "stop_after_bad_steps")
+        check_range(self, 0, math.inf, "micro_batch_size", "lr", "weight_decay", "clip_norm")
+        check_range(self, 0, 1, "dropout", below=True)
+        check_range(self, 0, 1, "warmup")
+        check_range(self, 0, 2**63, "seed", "shuffle_seed", below=True)
         if self.init == "random" and self.tokenizer is None:
             raise UserError("--init random needs --tokenizer (a folder or a vocab.txt).")
         if self.init != "random" and self.tokenizer is not None:
@@ -136,11 +138,3 @@ class PredictConfig:
     """Arithmetic of the forward pass."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
-
-
-def check_at_least(config: object, name: str, least: int) -> None:
-    """UserError when an option (None is fine) is below `least`."""
-    value = getattr(config, name)
-    if value is not None and value < least:
-        wanted = f"give at least {least}" if least else "give 0 or more"
-        raise UserError(f"--{name.replace('_', '-')} {value}: {wanted}.")

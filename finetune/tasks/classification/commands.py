@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from finetune import evaluate, predict, train
-from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig, check_at_least
+from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import TrainedModel
 from finetune.tasks.classification.records import Columns
 from finetune.tasks.classification.task import ClassifySettings, ClassifyTask
+from spanbert.config import check_range
 from spanbert.errors import UserError
 
 
@@ -34,7 +36,7 @@ class FinetuneClassifyConfig(FinetuneConfig):
 
     def check(self) -> None:
         super().check()
-        check_at_least(self, "max_train_examples", 1)
+        check_range(self, 1, math.inf, "max_train_examples")
 
     def task(self) -> ClassifyTask:
         """The task as these options state it; its labels are those of the training file."""

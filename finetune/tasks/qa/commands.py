@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from finetune import evaluate, predict, train
-from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig, check_at_least
+from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import TrainedModel
 from finetune.tasks.qa.metrics import describe, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from finetune.tasks.qa.task import QASettings, QATask
-from spanbert.config import read_json
+from spanbert.config import check_range, read_json
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.weights import qa_model_path
@@ -41,8 +42,7 @@ class FinetuneQAConfig(FinetuneConfig):
 
     def check(self) -> None:
         super().check()
-        check_at_least(self, "max_answer", 1)
-        check_at_least(self, "max_train_questions", 1)
+        check_range(self, 1, math.inf, "max_answer", "max_train_questions")
 
     def task(self) -> QATask:
         """The task as these options state it."""
