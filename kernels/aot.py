@@ -36,7 +36,7 @@ from kernels import (
     layer_norm_kernel,
     layer_norm_launch,
 )
-from kernels.attention_config import CAPABILITIES, all_configs
+from kernels.attention_config import CAPABILITIES, all_configs, peeled
 from kernels.cross_entropy import IGNORED
 from kernels.device import interpreted
 from kernels.machine_code import MachineCode, read_machine_code
@@ -81,13 +81,15 @@ def _attention(capability: int) -> Iterator[Specimen]:
         )
         for name, kernel, choice in kernels:
             for dropout in (False, True):
+                constants = {"PEEL": peeled(capability, dtype)} if name == "forward" else {}
                 yield Specimen(
                     f"attention {name} D{head_dim} {config.tile}x{choice.block} {NAMES[dtype]}"
                     f"{' dropout' if dropout else ''} sm_{capability}",
                     kernel,
                     capability,
                     _types(kernel, NAMES[dtype]),
-                    {
+                    constants
+                    | {
                         "HEAD_DIM": head_dim,
                         "TILE": config.tile,
                         "BLOCK": choice.block,
@@ -128,13 +130,13 @@ def _rows(capability: int) -> Iterator[Specimen]:
     loose = ("rows", "threshold", "programs", "vocabulary")
     for dtype in NAMES.values():
         for forward, backward in layer_norm_launch.all_row_configs():
-            for joint, dropout in ((False, False), (True, False), (True, True)):
-                kind = "joint" if joint else "plain"
+            for fused, dropout in ((False, False), (True, False), (True, True)):
+                kind = "fused" if fused else "plain"
                 for name, kernel, choice in (
                     ("forward", layer_norm_kernel.layer_norm_forward_kernel, forward),
                     ("backward", layer_norm_kernel.layer_norm_backward_kernel, backward),
                 ):
-                    constants = {"BLOCK": choice.block, "ROWS": choice.rows, "JOINT": joint, "DROPOUT": dropout}
+                    constants = {"BLOCK": choice.block, "ROWS": choice.rows, "FUSED": fused, "DROPOUT": dropout}
                     if name == "backward":
                         constants["TWO_GRADIENTS"] = dropout
                     yield Specimen(

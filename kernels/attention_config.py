@@ -55,6 +55,11 @@ def attention_config(capability: int, head_dim: int, dtype: torch.dtype, tile: i
     return AttentionConfig(tile, *_HALF_PRECISION[capability, head_dim, tile])
 
 
+def peeled(capability: int, dtype: torch.dtype) -> bool:
+    """Whether the forward kernel treats full blocks apart: where it uses Hopper's matrix instructions."""
+    return capability >= 90 and dtype is not torch.float32
+
+
 def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
     """(capability, head_dim, dtype, configuration) of every launch that can happen."""
     for capability in CAPABILITIES:
@@ -68,11 +73,11 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
 #: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.kernels.tune` times the neighbours.
 _HALF_PRECISION = {
     (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(32, 4, 2)),
+    (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
+    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(32, 4, 2), BlockConfig(32, 4, 2)),
     (80, 64, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
     (80, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(32, 4, 2), BlockConfig(32, 8, 2)),
-    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 2), BlockConfig(16, 8, 2)),
+    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 1), BlockConfig(16, 8, 1)),
     (90, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (90, 32, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
     (90, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
@@ -84,5 +89,5 @@ _HALF_PRECISION = {
 _FULL_PRECISION = {
     32: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 4, 1)),
     64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
-    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 1), BlockConfig(32, 8, 1)),
+    128: (BlockConfig(32, 8, 1), BlockConfig(64, 16, 2), BlockConfig(32, 8, 1)),
 }

@@ -13,18 +13,34 @@ from kernels.dropout_kernel import drop_and_round
 
 @triton.jit
 def _accumulate(
-    s, v, keep, acc, m, denom, scale_log2, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, COMPILED: tl.constexpr
+    s,
+    v_ptrs,
+    v_mask,
+    keep,
+    acc,
+    m,
+    denom,
+    scale_log2,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):
     """One block of scores into the running output, maximum and denominator: the online softmax."""
     m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
     p = tl.exp2(s * scale_log2 - m_new[:, None])
     rescale = tl.exp2(m - m_new)
     denom = denom * rescale + tl.sum(p, 1)
+    v_type: tl.constexpr = v_ptrs.dtype.element_ty
     if DROPOUT:  # after the sum: dropout acts on the normalised probabilities
-        dropped = drop_and_round(p, keep.to(tl.uint32, bitcast=True), v.dtype, COMPILED)
+        dropped = drop_and_round(p, keep.to(tl.uint32, bitcast=True), v_type, COMPILED)
     else:
-        dropped = p.to(v.dtype)
-    acc = tl.dot(dropped, v, acc * rescale[:, None], input_precision=PRECISION)
+        dropped = p.to(v_type)
+    acc = acc * rescale[:, None]
+    if v_mask is None:
+        v = tl.load(v_ptrs)
+    else:
+        v = tl.load(v_ptrs, mask=v_mask, other=0.0)
+    acc = tl.dot(dropped, v, acc, input_precision=PRECISION)
     return acc, m_new, denom
 
 
@@ -57,10 +73,14 @@ def attention_forward_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPILED: tl.constexpr,
+    PEEL: tl.constexpr,
 ):
     """`tiles_ptr`: (slots, 4) int32 of kernels.attention_tiles; grid heads · slots, so long tiles of all heads go first.
 
     `masks_ptr` (heads, words, mask_rows): kernels.attention_masks; read with DROPOUT only.
+
+    PEEL: the last block, the only one that can hold keys that are not there, stands behind the loop, which Hopper's matrix instructions need to overlap; elsewhere the second
+    copy of the loop's body costs registers.
 
     Scores are kept in base 2 (scale_log2 = scale · log2 e): exp2 is one instruction. `lse_ptr` (heads, total) receives
     m + log2(denominator), fp32. Strides are in elements; the last dimension has stride 1.
@@ -99,25 +119,42 @@ def attention_forward_kernel(
     drawn = length
     if DROPOUT:
         drawn = tl.minimum(length, 32 * words)  # beyond a max_seqlen that was too small there are no masks
-    full = drawn // BLOCK * BLOCK
-    for start in range(0, full, BLOCK):
-        step = tl.cast(start, tl.int64)
-        k = tl.load(k_base + step * k_stride_t + k_offsets)
-        v = tl.load(v_base + step * v_stride_t + v_offsets)
-        if DROPOUT:
-            keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        acc, m, denom = _accumulate(s, v, keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED)
-    if full < drawn:  # only the last block can hold keys that are not there: apart, or every pass would pay
-        key_in = full + keys < drawn
-        step = tl.cast(full, tl.int64)
-        k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
-        v = tl.load(v_base + step * v_stride_t + v_offsets, mask=key_in[:, None], other=0.0)
-        if DROPOUT:
-            keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        s = tl.where(key_in[None, :], s, float("-inf"))
-        acc, m, denom = _accumulate(s, v, keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED)
+    if PEEL:
+        full = drawn // BLOCK * BLOCK
+        for start in range(0, full, BLOCK):
+            step = tl.cast(start, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(s, v_ptrs, None, keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED)
+        if full < drawn:
+            key_in = full + keys < drawn
+            step = tl.cast(full, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            s = tl.where(key_in[None, :], s, float("-inf"))
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(
+                s, v_ptrs, key_in[:, None], keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED
+            )
+    else:
+        for start in range(0, drawn, BLOCK):
+            key_in = start + keys < drawn
+            step = tl.cast(start, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if start + BLOCK > drawn:
+                s = tl.where(key_in[None, :], s, float("-inf"))
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(
+                s, v_ptrs, key_in[:, None], keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED
+            )
     if DROPOUT:
         denom = tl.where(drawn < length, float("nan"), denom)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention_backward_kernel import attention_dkdv_kernel, attention_dq_kernel
-from kernels.attention_config import AttentionConfig, attention_config
+from kernels.attention_config import AttentionConfig, attention_config, peeled
 from kernels.attention_forward_kernel import attention_forward_kernel
 from kernels.device import capability, interpreted, on_device
 from kernels.dropout import keep_scale_of
@@ -54,6 +54,7 @@ def launch_attention_forward(
             DROPOUT=dropout_p > 0.0,
             PRECISION=precision(q_THD.dtype),
             COMPILED=not interpreted(),
+            PEEL=peeled(capability(q_THD.device), q_THD.dtype),
             num_warps=choice.num_warps,
             num_stages=choice.num_stages,
         )

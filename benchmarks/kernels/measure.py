@@ -1,7 +1,7 @@
 """Measure every kernel beside what PyTorch and the libraries offer. On a GPU, or with small shapes on a CPU.
 
     python -m benchmarks.kernels.measure --out runs/kernels                    # everything, under 6 minutes on an H100
-    python -m benchmarks.kernels.measure --operation joint --case 768 --provider ours
+    python -m benchmarks.kernels.measure --operation "dropout add" --case 768 --provider ours
     python -m benchmarks.kernels.measure --baseline runs/before/results.json   # also: what became slower
     python -m benchmarks.kernels.measure --device cpu                          # the suite itself, anywhere
 

@@ -61,10 +61,10 @@ def row_kernel_rows() -> list[tuple[str, Cost, float]]:
     costs = []
     for width in (768, 1024):
         costs += [
-            (f"joint forward, 16k × {width}", layer_norm_forward_cost(16384, width, joint=True)),
-            (f"joint backward, 16k × {width}", layer_norm_backward_cost(16384, width, joint=True)),
-            (f"LayerNorm forward, 16k × {width}", layer_norm_forward_cost(16384, width, joint=False)),
-            (f"LayerNorm backward, 16k × {width}", layer_norm_backward_cost(16384, width, joint=False)),
+            (f"dropout add layer norm forward, 16k × {width}", layer_norm_forward_cost(16384, width, fused=True)),
+            (f"dropout add layer norm backward, 16k × {width}", layer_norm_backward_cost(16384, width, fused=True)),
+            (f"LayerNorm forward, 16k × {width}", layer_norm_forward_cost(16384, width, fused=False)),
+            (f"LayerNorm backward, 16k × {width}", layer_norm_backward_cost(16384, width, fused=False)),
         ]
     costs += [
         ("bias + GELU forward, 16k × 3072", bias_gelu_forward_cost(16384, 3072)),

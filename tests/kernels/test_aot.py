@@ -35,7 +35,7 @@ def test_committed_table_is_current_and_faultless():
 def test_compiles_here_as_in_the_table(tmp_path):
     """One attention kernel and one row kernel, compiled now (or from the cache, if nothing has changed)."""
     fresh = tmp_path / "table.json"
-    for label in ("attention dq D64 64x64 bf16 dropout sm_90", "layer norm joint forward 1024 bf16 dropout sm_90"):
+    for label in ("attention dq D64 64x64 bf16 dropout sm_90", "layer norm fused forward 1024 bf16 dropout sm_90"):
         result = run("--only", label, "--json", str(fresh))
         assert result.returncode == 0, result.stdout + result.stderr
         (row,) = json.loads(fresh.read_text())["rows"]

@@ -52,14 +52,14 @@ def run_case(
         dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, masks, poisoned
     )
 
-    def law(dtype: torch.dtype) -> Tensor:
+    def reference(dtype: torch.dtype) -> Tensor:
         x_T3HD = qkv_T3HD.to(dtype).requires_grad_()
         y_THD = attention_reference(*x_T3HD.unbind(1), cu, scale, dropout_p, SEED)
         (dx_T3HD,) = torch.autograd.grad(y_THD, x_T3HD, dout_THD.to(dtype))
         return torch.cat([y_THD.detach()[:, None], dx_T3HD], 1)
 
     ours = torch.cat([out[:, None], dqkv], 1).cpu()
-    return SimpleNamespace(ours=ours, plain=law(dtype), exact=law(torch.float64), end=int(cu[-1]))
+    return SimpleNamespace(ours=ours, plain=reference(dtype), exact=reference(torch.float64), end=int(cu[-1]))
 
 
 def is_right(case: SimpleNamespace, within_house_rule: Callable[..., bool]) -> bool:
@@ -105,8 +105,8 @@ def test_logits_in_the_thousands(triton_device, poisoned):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-def test_dropout_follows_the_law(dtype, triton_device, poisoned, within_house_rule):
-    """Same mask as the law's in the output and in all three gradients, hence the same in all three kernels."""
+def test_dropout_follows_the_reference(dtype, triton_device, poisoned, within_house_rule):
+    """Same mask as the reference's in the output and in all three gradients, hence the same in all three kernels."""
     case = run_case([50, 9], dtype, triton_device, poisoned, heads=2, dropout_p=0.25)
     assert is_right(case, within_house_rule)
 
@@ -184,5 +184,5 @@ def test_strided_operands_and_cotangents(triton_device, within_house_rule):
     ours = torch.autograd.grad(out.sum(), (q, k, v))  # sum's cotangent has stride 0
     wide = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
     exact = attention_reference(*wide, cu.cpu(), 32**-0.5)
-    for mine, law in zip((out, *ours), (exact, *torch.autograd.grad(exact.sum(), wide))):
-        assert torch.allclose(mine.detach().cpu().double(), law.detach(), atol=2e-6, rtol=2e-5)
+    for mine, reference in zip((out, *ours), (exact, *torch.autograd.grad(exact.sum(), wide))):
+        assert torch.allclose(mine.detach().cpu().double(), reference.detach(), atol=2e-6, rtol=2e-5)

@@ -1,4 +1,4 @@
-"""The table of tiles: every row in exactly one tile, longest sequences first, kernel and law alike."""
+"""The table of tiles: every row in exactly one tile, longest sequences first, kernel and reference alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cumulative(lengths: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lengths", BATCHES, ids=str)
 @pytest.mark.parametrize("behind", [0, 1, 130])
-def test_law_covers_every_row_once(lengths, behind):
+def test_reference_covers_every_row_once(lengths, behind):
     cu = cumulative(lengths)
     total = int(cu[-1]) + behind
     table = attention_tiles_reference(cu, total, 64)
@@ -38,7 +38,7 @@ def test_law_covers_every_row_once(lengths, behind):
 
 
 @pytest.mark.parametrize("lengths", BATCHES, ids=str)
-def test_kernel_writes_the_law(lengths, triton_device):
+def test_kernel_writes_the_reference(lengths, triton_device):
     from kernels.attention_tiles_kernel import launch_attention_tiles
 
     cu = cumulative(lengths)

@@ -69,10 +69,10 @@ def test_attention_gradients(dropout_p):
 
     assert torch.autograd.gradcheck(packed, qkv)
     cotangent = torch.randn(TOTAL, 2, 8, dtype=torch.float64)
-    law = attention_reference(*qkv.unbind(1), CU, 8**-0.5, dropout_p, 5)
-    (expected,) = torch.autograd.grad(law, qkv, cotangent)
+    reference = attention_reference(*qkv.unbind(1), CU, 8**-0.5, dropout_p, 5)
+    (expected,) = torch.autograd.grad(reference, qkv, cotangent)
     for body in (packed, apart):
-        assert torch.allclose(body(qkv), law)
+        assert torch.allclose(body(qkv), reference)
         (gradient,) = torch.autograd.grad(body(qkv), qkv, cotangent)
         assert torch.allclose(gradient, expected)
         assert torch.count_nonzero(gradient[8:]) == 0
@@ -83,12 +83,12 @@ def test_row_kernel_gradients(p):
     x, residual = normal(5, 12), normal(5, 12)
     bias, weight, ln_bias = normal(12), normal(12), normal(12)
 
-    def joint(*inputs: Tensor) -> Tensor:
+    def fused(*inputs: Tensor) -> Tensor:
         return kernels.dropout_add_layer_norm(*inputs, p=p, eps=1e-5, seed=3)
 
     inputs = (x, bias, residual, weight, ln_bias)
-    assert torch.autograd.gradcheck(joint, inputs)
-    assert torch.allclose(joint(*inputs), dropout_add_layer_norm_reference(*inputs, p, 1e-5, 3))
+    assert torch.autograd.gradcheck(fused, inputs)
+    assert torch.allclose(fused(*inputs), dropout_add_layer_norm_reference(*inputs, p, 1e-5, 3))
     assert torch.autograd.gradcheck(lambda *i: kernels.layer_norm(*i, 1e-5), (x, weight, bias))
     plain = kernels.layer_norm(x, weight, bias, 1e-5)
     assert torch.allclose(plain, torch.nn.functional.layer_norm(x, (12,), weight, bias, 1e-5))
@@ -103,12 +103,12 @@ def test_linear_cross_entropy(targets):
     hidden, weight, bias = normal(targets, 6), normal(11, 6), normal(11)
     target = torch.randint(0, 11, (targets,))
     ours = kernels.linear_cross_entropy(hidden, weight, bias, target)
-    law = linear_cross_entropy_reference(hidden, weight, bias, target)
-    assert torch.allclose(ours.loss_sum, law)
+    reference = linear_cross_entropy_reference(hidden, weight, bias, target)
+    assert torch.allclose(ours.loss_sum, reference)
     assert ours.correct == ((hidden @ weight.T + bias).argmax(-1) == target).sum()
     inputs = (hidden, weight, bias)
     for mine, expected in zip(
-        torch.autograd.grad(ours.loss_sum * 3, inputs), torch.autograd.grad(law * 3, inputs, allow_unused=True)
+        torch.autograd.grad(ours.loss_sum * 3, inputs), torch.autograd.grad(reference * 3, inputs, allow_unused=True)
     ):
         assert torch.allclose(mine, expected)
 

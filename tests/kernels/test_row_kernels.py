@@ -1,4 +1,4 @@
-"""The row kernels (LayerNorm, the joint, GELU, cross-entropy), launched on a GPU or in the interpreter, against float64."""
+"""The row kernels (LayerNorm, dropout-add-LayerNorm, GELU, cross-entropy), launched on a GPU or in the interpreter, against float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gradients(body: Callable[..., Tensor], inputs: tuple[Tensor, ...], dy: Tenso
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "columns", "p"), [(1, 32, 0.0), (37, 200, 0.0), (19, 768, 0.3), (3, 5000, 0.3)])
-def test_joint(rows, columns, p, dtype, triton_device, poisoned, within_house_rule):
+def test_dropout_add_layer_norm(rows, columns, p, dtype, triton_device, poisoned, within_house_rule):
     """Widths that are no power of two, more rows than programs have at once, both gradients, all three sums."""
     from kernels.layer_norm_launch import launch_layer_norm_backward, launch_layer_norm_forward
 
@@ -45,10 +45,10 @@ def test_joint(rows, columns, p, dtype, triton_device, poisoned, within_house_ru
     assert mean.dtype == rstd.dtype == torch.float32
     ours = [y, dx, sums[2], dresidual if p > 0.0 else dx, sums[0], sums[1]]
 
-    def law(*inputs: Tensor) -> Tensor:
+    def reference(*inputs: Tensor) -> Tensor:
         return dropout_add_layer_norm_reference(*inputs, p, EPS, SEED)
 
-    plain, exact = (gradients(law, inputs, dy, kind) for kind in (dtype, torch.float64))
+    plain, exact = (gradients(reference, inputs, dy, kind) for kind in (dtype, torch.float64))
     for index, (mine, cheap, true) in enumerate(zip(ours, plain, exact)):
         assert within_house_rule(mine.cpu().to(dtype), cheap, true, 2.0 if index == 0 else 3.0), index
 
@@ -62,9 +62,9 @@ def test_plain_layer_norm_through_the_op(triton_device, within_house_rule):
     weight, bias = (torch.randn(100, device=triton_device, requires_grad=True) for _ in "wb")
     y = kernels.layer_norm(x, weight, bias, EPS)
     ours = [y.detach(), *torch.autograd.grad(y.sum(), (x, weight, bias))]
-    law = lambda *i: torch.nn.functional.layer_norm(i[0], (100,), i[1], i[2], EPS)  # noqa: E731
+    reference = lambda *i: torch.nn.functional.layer_norm(i[0], (100,), i[1], i[2], EPS)  # noqa: E731
     inputs = (x.detach().cpu(), weight.detach().cpu(), bias.detach().cpu())
-    exact = gradients(law, inputs, torch.ones(9, 100), torch.float64)
+    exact = gradients(reference, inputs, torch.ones(9, 100), torch.float64)
     for mine, true, tolerance in zip(ours, exact, (1e-3, 1e-3, 1e-5, 1e-5)):
         assert (mine.cpu().double() - true).norm() <= tolerance * true.norm()
 
@@ -96,10 +96,10 @@ def test_linear_cross_entropy(dtype, triton_device, within_house_rule):
     loss = kernels.linear_cross_entropy(*mine, target.to(triton_device))
     ours = [loss.loss_sum, *torch.autograd.grad(loss.loss_sum, mine)]
 
-    def law(*inputs: Tensor) -> Tensor:
+    def reference(*inputs: Tensor) -> Tensor:
         return linear_cross_entropy_reference(*inputs, target)
 
-    plain, exact = (gradients(law, inputs, torch.ones(()), kind) for kind in (dtype, torch.float64))
+    plain, exact = (gradients(reference, inputs, torch.ones(()), kind) for kind in (dtype, torch.float64))
     assert loss.correct == ((inputs[0] @ inputs[1].T).float() + inputs[2]).argmax(-1).eq(target).sum()
     for index, (a, b, c) in enumerate(zip(ours, plain, exact)):
         assert within_house_rule(a.detach().cpu().to(dtype), b.to(dtype), c, 2.0 if index == 0 else 3.0), index
