@@ -69,8 +69,10 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
                     yield capability, head_dim, dtype, attention_config(capability, head_dim, dtype, tile)
 
 
-#: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU: the largest blocks that neither spill nor hold
-#: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.kernels.tune` times the neighbours.
+#: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU, by the compiled table: no spills under either
+#: Triton, then programs on a multiprocessor at once, then instructions. The encoder's forward kernels on sm_90 have blocks
+#: of 64 keys and two stages: of 128 × 128 only one program fits a multiprocessor, of 128 × 64 two, which fill each other's
+#: waits. dK/dV holds one. `python -m benchmarks.kernels.tune` times the neighbours.
 _HALF_PRECISION = {
     (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
@@ -80,8 +82,8 @@ _HALF_PRECISION = {
     (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 1), BlockConfig(16, 8, 1)),
     (90, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (90, 32, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (90, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (90, 64, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
+    (90, 64, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
+    (90, 64, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
     (90, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(32, 8, 2)),
     (90, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
 }
@@ -89,5 +91,5 @@ _HALF_PRECISION = {
 _FULL_PRECISION = {
     32: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 4, 1)),
     64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
-    128: (BlockConfig(32, 8, 1), BlockConfig(64, 16, 2), BlockConfig(32, 8, 1)),
+    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 3), BlockConfig(32, 8, 1)),
 }
