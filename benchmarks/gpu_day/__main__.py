@@ -49,7 +49,7 @@ def steps(call: str, rehearse: bool, results: Path, store: Path, minutes: float)
 def _checks(rehearse: bool) -> list[Step]:
     if rehearse:
         few = ("tests/kernels/test_attention_tiles.py", "tests/kernels/test_attention_masks.py")
-        tests = Step("tests", 300, module("pytest", "-q", "-n", "2", *few), gate=True)
+        tests = Step("tests", 300, module("pytest", "-q", *few), gate=True)
     else:
         tests = Step("tests", 200, module("pytest", "-q", "-n", "8", "-m", "not slow", "tests/kernels"), gate=True)
     exercise = module("benchmarks.gpu_day.sanitize")
@@ -78,7 +78,7 @@ def _timings(rehearse: bool, results: Path) -> list[Step]:
         tuning = module("benchmarks.kernels.tune", "--rehearse")
         return [
             Step("tuning", 200, tuning, interpret=True),
-            Step("pretraining steps", 300, (*throughput, *tiny, *which, "--no-together")),
+            Step("pretraining steps", 300, (*throughput, *tiny, *which, "--together", "False")),
         ]
     base = ("--size", "base", "--tokens", "16384", "--device", "cuda", "--precisions", "bf16", "--rounds", "3")
     return [

@@ -93,7 +93,8 @@ def pack(data: Path, model: Path, wheels: Path, output: Path, limit: int = LIMIT
     validation = Blocks.open(data, "validation")
     pack_blocks(validation, np.arange(len(validation)), output / "A" / "validation.xz")
     for call in ("A", "B"):
-        shutil.copy(data / "prepare.json", output / call)
+        for name in ("prepare.json", "unigram.npy"):
+            shutil.copy(data / name, output / call)
         shutil.copytree(data / "tokenizer", output / call / "tokenizer")
     shutil.copytree(model, output / "C" / "model")
     sizes = {call: sum(f.stat().st_size for f in (output / call).rglob("*") if f.is_file()) for call in "ABC"}
@@ -111,7 +112,8 @@ def unpack(folder: Path, store: Path) -> str:
     if (folder / "model").exists():
         shutil.copytree(folder / "model", store / "model", dirs_exist_ok=True)
     if (folder / "prepare.json").exists():
-        shutil.copy(folder / "prepare.json", corpus)
+        for name in ("prepare.json", "unigram.npy"):
+            shutil.copy(folder / name, corpus)
         shutil.copytree(folder / "tokenizer", corpus / "tokenizer", dirs_exist_ok=True)
     said = []
     for split in ("train", "validation"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import shutil
@@ -81,8 +80,6 @@ def test_archive_is_split_and_joined(tmp_path):
 @pytest.mark.slow
 def test_rehearsal(prepared, wheels, tmp_path):
     """All three calls on a CPU, in order, as on the machine: every step passes, and what comes back is what reports read."""
-    if importlib.util.find_spec("xdist") is None:
-        pytest.skip("needs pytest-xdist, as the machine has it")
     pack(prepared, encoder_path(), wheels, tmp_path / "carried")
     for call in "ABC":
         shutil.rmtree(tmp_path / "carried" / call / "wheels")
