@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention_config import AttentionConfig, BlockConfig
+from kernels.attention_config import AttentionConfig, BlockConfig, peeled
 from kernels.attention_reference import attention_reference
 from kernels.attention_tiles import attention_tiles_reference
 
@@ -31,8 +32,10 @@ def run_case(
     dropout_p: float = 0.0,
     config: AttentionConfig = SMALL,
     spread: float = 1.0,
+    peel: bool | None = None,
 ) -> SimpleNamespace:
-    """Launch forward and backward once; return the results beside plain PyTorch's and float64's, as (T, 4, H, D):
+    """Launch forward and backward once (`peel`: whether the forward kernel treats its last block apart, none: as the
+    device's kernels do); return the results beside plain PyTorch's and float64's, as (T, 4, H, D):
     output, dQ, dK, dV."""
     from kernels.attention_launch import launch_attention_backward, launch_attention_forward
     from kernels.attention_masks_kernel import launch_attention_masks
@@ -47,7 +50,8 @@ def run_case(
     seed = torch.tensor(SEED, device=device)
     masks = launch_attention_masks(tiles, config.tile, heads, max(lengths), seed, dropout_p) if dropout_p else None
     q, k, v = qkv_T3HD.to(device).unbind(1)  # strided views of one projection
-    out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, masks, poisoned)
+    with patch("kernels.attention_launch.peeled", peeled if peel is None else lambda *_: peel):
+        out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, masks, poisoned)
     dqkv = launch_attention_backward(
         dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, masks, poisoned
     )
@@ -81,6 +85,19 @@ def is_right(case: SimpleNamespace, within_house_rule: Callable[..., bool]) -> b
 def test_forward_and_backward(lengths, dtype, triton_device, poisoned, within_house_rule):
     case = run_case(lengths, dtype, triton_device, poisoned)
     assert is_right(case, within_house_rule)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+@pytest.mark.parametrize("lengths", [[1], [64, 65, 0], [128, 33, 200]], ids=str)
+def test_last_block_behind_the_loop_gives_the_same_bits(lengths, dropout_p, triton_device, poisoned, within_house_rule):
+    """Hopper's form of the forward kernel, which the interpreter's family of GPUs would not select."""
+    results = []
+    for peel in (True, False):
+        torch.manual_seed(0)
+        case = run_case(lengths, torch.float16, triton_device, poisoned, heads=2, dropout_p=dropout_p, peel=peel)
+        assert is_right(case, within_house_rule)
+        results.append(case.ours[:, 0])
+    assert torch.equal(*results) or triton_device.type == "cuda", "a compiler may contract differently"
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

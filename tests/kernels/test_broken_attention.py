@@ -27,6 +27,7 @@ FORWARD, BACKWARD = "attention_forward_kernel", "attention_backward_kernel"
 BREAKS = {
     "one key too many": (FORWARD, "key_in = full + keys < drawn", "key_in = full + keys <= drawn", 0.0),
     "one key too few": (FORWARD, "key_in = full + keys < drawn", "key_in = full + keys < drawn - 1", 0.0),
+    "one key too many, in the loop": (FORWARD, "key_in = start + keys < drawn", "key_in = start + keys <= drawn", 0.0),
     "last block forgotten": (FORWARD, "if full < drawn:", "if full > drawn:", 0.0),
     "missing 1/√D": (FORWARD, "p = tl.exp2(s * scale_log2", "p = tl.exp2(s * 1.4426950408889634", 0.0),
     "stale maximum": (FORWARD, "rescale = tl.exp2(m - m_new)", "rescale = tl.exp2(m_new - m_new)", 0.0),
@@ -65,5 +66,6 @@ def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poi
     for kernel in ("attention_forward_kernel", "attention_dq_kernel", "attention_dkdv_kernel"):
         if hasattr(broken, kernel):
             monkeypatch.setattr(attention_launch, kernel, getattr(broken, kernel))
-    case = checks.run_case([70, 9], torch.float32, triton_device, poisoned, dropout_p=dropout_p)
+    peel = "full" in old  # what stands behind the loop
+    case = checks.run_case([70, 9], torch.float32, triton_device, poisoned, dropout_p=dropout_p, peel=peel)
     assert not checks.is_right(case, within_house_rule)
