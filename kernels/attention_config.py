@@ -74,7 +74,7 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
 #: of 64 keys and two stages: of 128 × 128 only one program fits a multiprocessor, of 128 × 64 two, which fill each other's
 #: waits. dK/dV holds one. `python -m benchmarks.kernels.tune` times the neighbours.
 _HALF_PRECISION = {
-    (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
+    (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(32, 4, 2)),
     (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
     (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(32, 4, 2), BlockConfig(32, 4, 2)),
     (80, 64, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
@@ -91,5 +91,5 @@ _HALF_PRECISION = {
 _FULL_PRECISION = {
     32: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 4, 1)),
     64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
-    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 3), BlockConfig(32, 8, 1)),
+    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 3), BlockConfig(32, 16, 1)),
 }
