@@ -19,7 +19,6 @@ from spanbert.checkpoint.store import find_model
 from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.model.backend import resolve_backend
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -60,7 +59,7 @@ def load_trained(
     """
     folder = find_model(Path(folder))
     where = choose_device(device)
-    model, tokenizer, report = load_model_and_tokenizer(folder, task.model, backend=resolve_backend(backend, where))
+    model, tokenizer, report = load_model_and_tokenizer(folder, task.model)
     if not all(report.has(head.name) for head in architecture_of(task.model).heads):
         raise UserError(
             f"{folder} has no trained head for this task; train one: spanbert finetune {task.name} --init {folder} …"
@@ -69,7 +68,7 @@ def load_trained(
     stated = task.of_model(report.config, positions, f"{folder}/config.json")
     stated.check(positions)
     machine = Machine(where, choose_precision(where, precision))
-    return TrainedModel(folder, stated, model.to(where).eval(), tokenizer, machine)
+    return TrainedModel(folder, stated, model.place(where, backend).eval(), tokenizer, machine)
 
 
 def load_configured(task: type[T], folder: Path, config: EvaluateConfig | PredictConfig) -> TrainedModel[T]:

@@ -1,7 +1,7 @@
 """Fused kernels for encoders over packed (ragged) batches: variable-length attention and the LayerNorm family.
 
 Needs torch, and triton for anything on a GPU. Nothing here imports the model: take the folder as it is.
-Each kernel is five things: a reference in plain PyTorch (the law, and what runs on a CPU), the Triton kernel, its
+Each kernel is five things: a reference in plain PyTorch (also what runs on a CPU), the Triton kernel, its
 launcher, a `torch.library` op with autograd, and a test. `python -m kernels.aot` compiles everything without a GPU.
 """
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention_config import HEAD_DIMS
+from kernels.attention_masks import masks_shape
 from kernels.attention_reference import attention_backward_reference, attention_forward_reference
 from kernels.attention_tiles import AttentionPlan, attention_plan, check_cu_seqlens
 from kernels.device import runs_triton
@@ -40,7 +41,8 @@ def attention_varlen(
             Any strides, provided the last dimension's is 1 (otherwise it is copied): views of one projection are fine.
         cu_seqlens: (B + 1,) int32 on the same device; sequence b holds tokens cu_seqlens[b] … cu_seqlens[b + 1] − 1.
             Lengths may be 0. Tokens from cu_seqlens[B] to T belong to no sequence: zeros out, zero gradients.
-        max_seqlen: at least the longest length. Kept in the interface because other implementations need it.
+        max_seqlen: at least the longest length. It sizes the dropout masks; on a GPU, where lengths are not read, a
+            sequence that is longer gets NaN under dropout.
         dropout_p: share of the attention probabilities dropped, in [0, 1), met to 1/8192.
         seed: key of the dropout mask (kernels/dropout.py). One int64 tensor on the device, or a number.
         scale: factor of the scores, positive; 1/√head_dim by default.
@@ -50,14 +52,14 @@ def attention_varlen(
         (T, heads, head_dim) in q's dtype, contiguous. Under autocast q, k and v are cast to its dtype first.
 
     Raises:
-        ValueError: shapes, dtypes, devices or ranges that do not fit.
+        ValueError: shapes, dtypes, devices or ranges that do not fit; on a CPU also max_seqlen below a length.
     """
     q_THD, k_THD, v_THD = (autocast_input(x) for x in (q_THD, k_THD, v_THD))
     if not q_THD.shape == k_THD.shape == v_THD.shape or q_THD.dim() != 3:
         raise ValueError(f"q, k, v must share one shape (T, H, D), got {q_THD.shape}, {k_THD.shape}, {v_THD.shape}")
     if not q_THD.dtype == k_THD.dtype == v_THD.dtype:
         raise ValueError(f"q, k, v must share one dtype, got {q_THD.dtype}, {k_THD.dtype}, {v_THD.dtype}")
-    arguments = _arguments(q_THD, cu_seqlens, dropout_p, seed, scale, plan)
+    arguments = _arguments(q_THD, cu_seqlens, max_seqlen, dropout_p, seed, scale, plan)
     return torch.ops.fused_kernels.attention(q_THD, k_THD, v_THD, *arguments)[0]
 
 
@@ -74,7 +76,7 @@ def attention_varlen_qkv(
     qkv_T3HD = autocast_input(qkv_T3HD)
     if qkv_T3HD.dim() != 4 or qkv_T3HD.shape[1] != 3:
         raise ValueError(f"qkv must have the shape (T, 3, H, D), got {tuple(qkv_T3HD.shape)}")
-    arguments = _arguments(qkv_T3HD[:, 0], cu_seqlens, dropout_p, seed, scale, plan)
+    arguments = _arguments(qkv_T3HD[:, 0], cu_seqlens, max_seqlen, dropout_p, seed, scale, plan)
     return torch.ops.fused_kernels.attention_qkv(qkv_T3HD, *arguments)[0]
 
 
@@ -87,11 +89,12 @@ def autocast_input(x: Tensor) -> Tensor:
 def _arguments(
     q_THD: Tensor,
     cu_seqlens: Tensor,
+    max_seqlen: int,
     dropout_p: float,
     seed: Tensor | int,
     scale: float | None,
     plan: AttentionPlan | None,
-) -> tuple[Tensor, Tensor, int, Tensor | None, float, float]:
+) -> tuple[Tensor, Tensor, int, int, Tensor | None, float, float]:
     """Check what can be checked without a sync; fill in plan, scale and seed."""
     check_cu_seqlens(cu_seqlens)
     total, _, head_dim = q_THD.shape
@@ -111,7 +114,7 @@ def _arguments(
         raise ValueError(f"the plan was made for another dtype than {q_THD.dtype}: its tiles have {plan.tile} rows")
     dropped = threshold_of(dropout_p) > 0
     mask_seed = seed_tensor(seed, q_THD.device) if dropped else None
-    return cu_seqlens, plan.tiles, plan.tile, mask_seed, scale, dropout_p if dropped else 0.0
+    return cu_seqlens, plan.tiles, plan.tile, max_seqlen, mask_seed, scale, dropout_p if dropped else 0.0
 
 
 def _forward(
@@ -121,21 +124,43 @@ def _forward(
     cu_seqlens: Tensor,
     tiles: Tensor,
     tile: int,
+    max_seqlen: int,
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, lse, masks of kernels.attention_masks — empty without dropout and where the reference runs)."""
+    if not cu_seqlens.is_cuda and cu_seqlens.shape[0] > 1 and int(cu_seqlens.diff().max()) > max_seqlen:
+        longest = int(cu_seqlens.diff().max())
+        raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence has {longest} tokens")
+    masks = q_THD.new_empty(0, dtype=torch.int32)
     if not runs_triton(q_THD):
-        return attention_forward_reference(q_THD, k_THD, v_THD, cu_seqlens, scale, dropout_p, _number(seed))
+        return *attention_forward_reference(q_THD, k_THD, v_THD, cu_seqlens, scale, dropout_p, _number(seed)), masks
     from kernels.attention_launch import config_for, launch_attention_forward
 
+    if dropout_p > 0.0:
+        from kernels.attention_masks_kernel import launch_attention_masks
+
+        masks = launch_attention_masks(tiles, tile, q_THD.shape[1], max_seqlen, seed, dropout_p)
     q_THD, k_THD, v_THD = (_unit_stride(x) for x in (q_THD, k_THD, v_THD))
-    return launch_attention_forward(q_THD, k_THD, v_THD, tiles, config_for(q_THD, tile), scale, dropout_p, seed)
+    config = config_for(q_THD, tile)
+    out, lse = launch_attention_forward(
+        q_THD, k_THD, v_THD, tiles, config, scale, dropout_p, masks if dropout_p > 0.0 else None
+    )
+    return out, lse, masks
 
 
-def _forward_fake(q_THD: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    q_THD: Tensor, tiles: Tensor, tile: int, max_seqlen: int, dropout_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(q_THD.dtype, torch.float32)
-    return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=wide)
+    drawn = runs_triton(q_THD) and dropout_p > 0.0
+    shape = masks_shape(q_THD.shape[1], max_seqlen, tiles.shape[0], tile) if drawn else (0,)
+    return (
+        q_THD.new_empty(q_THD.shape),
+        q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=wide),
+        q_THD.new_empty(shape, dtype=torch.int32),
+    )
 
 
 def _number(seed: Tensor | None) -> int:
@@ -154,16 +179,17 @@ def _attention(
     cu_seqlens: Tensor,
     tiles: Tensor,
     tile: int,
+    max_seqlen: int,
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, cu_seqlens, tiles, tile, seed, scale, dropout_p)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(q, k, v, cu_seqlens, tiles, tile, max_seqlen, seed, scale, dropout_p)
 
 
 @_attention.register_fake
-def _attention_fake(q, k, v, cu_seqlens, tiles, tile, seed, scale, dropout_p):
-    return _forward_fake(q)
+def _attention_fake(q, k, v, cu_seqlens, tiles, tile, max_seqlen, seed, scale, dropout_p):
+    return _forward_fake(q, tiles, tile, max_seqlen, dropout_p)
 
 
 @torch.library.custom_op("fused_kernels::attention_qkv", mutates_args=())
@@ -172,16 +198,17 @@ def _attention_qkv(
     cu_seqlens: Tensor,
     tiles: Tensor,
     tile: int,
+    max_seqlen: int,
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    return _forward(*qkv.unbind(1), cu_seqlens, tiles, tile, seed, scale, dropout_p)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(*qkv.unbind(1), cu_seqlens, tiles, tile, max_seqlen, seed, scale, dropout_p)
 
 
 @_attention_qkv.register_fake
-def _attention_qkv_fake(qkv, cu_seqlens, tiles, tile, seed, scale, dropout_p):
-    return _forward_fake(qkv[:, 0])
+def _attention_qkv_fake(qkv, cu_seqlens, tiles, tile, max_seqlen, seed, scale, dropout_p):
+    return _forward_fake(qkv[:, 0], tiles, tile, max_seqlen, dropout_p)
 
 
 @torch.library.custom_op("fused_kernels::attention_backward", mutates_args=())
@@ -192,6 +219,7 @@ def _attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    masks: Tensor,
     cu_seqlens: Tensor,
     tiles: Tensor,
     tile: int,
@@ -205,37 +233,38 @@ def _attention_backward(
     from kernels.attention_launch import config_for, launch_attention_backward
 
     q, k, v, dout = (_unit_stride(x) for x in (q, k, v, dout))
-    return launch_attention_backward(dout, q, k, v, out, lse, tiles, config_for(q, tile), scale, dropout_p, seed)
+    masks = masks if dropout_p > 0.0 else None
+    return launch_attention_backward(dout, q, k, v, out, lse, tiles, config_for(q, tile), scale, dropout_p, masks)
 
 
 @_attention_backward.register_fake
-def _attention_backward_fake(dout, q, k, v, out, lse, cu_seqlens, tiles, tile, seed, scale, dropout_p):
+def _attention_backward_fake(dout, q, k, v, out, lse, masks, cu_seqlens, tiles, tile, seed, scale, dropout_p):
     return q.new_empty((q.shape[0], 3, q.shape[1], q.shape[2]))
 
 
 def _save(ctx, inputs, output) -> None:
-    *operands, cu_seqlens, tiles, tile, seed, scale, dropout_p = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(*operands, out, lse, cu_seqlens, tiles, seed)
+    *operands, cu_seqlens, tiles, tile, _max_seqlen, seed, scale, dropout_p = inputs
+    out, lse, masks = output
+    ctx.mark_non_differentiable(lse, masks)
+    ctx.save_for_backward(*operands, out, lse, masks, cu_seqlens, tiles, seed)
     ctx.tile, ctx.scale, ctx.dropout_p = tile, scale, dropout_p
 
 
 def _gradient(ctx, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, saved: tuple) -> Tensor:
-    out, lse, cu_seqlens, tiles, seed = saved
+    out, lse, masks, cu_seqlens, tiles, seed = saved
     return torch.ops.fused_kernels.attention_backward(
-        dout, q, k, v, out, lse, cu_seqlens, tiles, ctx.tile, seed, ctx.scale, ctx.dropout_p
+        dout, q, k, v, out, lse, masks, cu_seqlens, tiles, ctx.tile, seed, ctx.scale, ctx.dropout_p
     )
 
 
-def _attention_autograd(ctx, dout: Tensor, _dlse):
+def _attention_autograd(ctx, dout: Tensor, _dlse, _dmasks):
     q, k, v, *saved = ctx.saved_tensors
-    return *_gradient(ctx, dout, q, k, v, saved).unbind(1), None, None, None, None, None, None
+    return *_gradient(ctx, dout, q, k, v, saved).unbind(1), None, None, None, None, None, None, None
 
 
-def _attention_qkv_autograd(ctx, dout: Tensor, _dlse):
+def _attention_qkv_autograd(ctx, dout: Tensor, _dlse, _dmasks):
     qkv, *saved = ctx.saved_tensors
-    return _gradient(ctx, dout, *qkv.unbind(1), saved), None, None, None, None, None, None
+    return _gradient(ctx, dout, *qkv.unbind(1), saved), None, None, None, None, None, None, None
 
 
 _attention.register_autograd(_attention_autograd, setup_context=_save)

@@ -43,11 +43,21 @@ def tile_size(head_dim: int, dtype: torch.dtype, total: int, sequences: int) -> 
     return 128 if total >= LONG * sequences else 64
 
 
+def slots_needed(total: int, sequences: int, tile: int) -> int:
+    """Tiles of the worst case: Σ ceil(length / tile) over the sequences and the rest never exceeds this."""
+    return total // tile + sequences + 1
+
+
 def attention_config(capability: int, head_dim: int, dtype: torch.dtype, tile: int) -> AttentionConfig:
     """The configuration that a launch uses."""
     if dtype not in (torch.float16, torch.bfloat16):
         return AttentionConfig(tile, *_FULL_PRECISION[head_dim])
     return AttentionConfig(tile, *_HALF_PRECISION[capability, head_dim, tile])
+
+
+def peeled(capability: int, dtype: torch.dtype) -> bool:
+    """Whether the forward kernel treats full blocks apart: where it uses Hopper's matrix instructions."""
+    return capability >= 90 and dtype is not torch.float32
 
 
 def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
@@ -59,19 +69,21 @@ def all_configs() -> Iterator[tuple[int, int, torch.dtype, AttentionConfig]]:
                     yield capability, head_dim, dtype, attention_config(capability, head_dim, dtype, tile)
 
 
-#: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU: the largest blocks that neither spill nor hold
-#: back a second program per multiprocessor where head_dim allows one. `python -m benchmarks.kernels.tune` times the neighbours.
+#: (capability, head_dim, tile) → forward, dQ, dK/dV. Chosen without a GPU, by the compiled table: no spills under either
+#: Triton, then programs on a multiprocessor at once, then instructions. The encoder's forward kernels on sm_90 have blocks
+#: of 64 keys and two stages: of 128 × 128 only one program fits a multiprocessor, of 128 × 64 two, which fill each other's
+#: waits. dK/dV holds one. `python -m benchmarks.kernels.tune` times the neighbours.
 _HALF_PRECISION = {
-    (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(32, 4, 2)),
+    (80, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(32, 4, 2)),
+    (80, 32, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
+    (80, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(32, 4, 2), BlockConfig(32, 4, 2)),
     (80, 64, 128): (BlockConfig(64, 8, 3), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
     (80, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(32, 4, 2), BlockConfig(32, 8, 2)),
-    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 2), BlockConfig(16, 8, 2)),
+    (80, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(32, 8, 1), BlockConfig(16, 8, 1)),
     (90, 32, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
     (90, 32, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
-    (90, 64, 64): (BlockConfig(64, 4, 3), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
-    (90, 64, 128): (BlockConfig(128, 8, 3), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
+    (90, 64, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(64, 4, 2)),
+    (90, 64, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(64, 8, 2)),
     (90, 128, 64): (BlockConfig(64, 4, 2), BlockConfig(64, 4, 2), BlockConfig(32, 8, 2)),
     (90, 128, 128): (BlockConfig(64, 8, 2), BlockConfig(64, 8, 2), BlockConfig(32, 8, 2)),
 }
@@ -79,5 +91,5 @@ _HALF_PRECISION = {
 _FULL_PRECISION = {
     32: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 4, 1)),
     64: (BlockConfig(32, 4, 1), BlockConfig(32, 8, 1), BlockConfig(32, 8, 1)),
-    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 1), BlockConfig(32, 8, 1)),
+    128: (BlockConfig(32, 8, 1), BlockConfig(32, 16, 3), BlockConfig(32, 16, 1)),
 }

@@ -8,10 +8,43 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.dropout_kernel import keep_rows
+from kernels.dropout_kernel import drop_and_round
 
 
-@triton.jit(do_not_specialize=["total", "threshold"])  # or each batch size would compile anew
+@triton.jit
+def _accumulate(
+    s,
+    v_ptrs,
+    v_mask,
+    keep,
+    acc,
+    m,
+    denom,
+    scale_log2,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPILED: tl.constexpr,
+):
+    """One block of scores into the running output, maximum and denominator: the online softmax."""
+    m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
+    p = tl.exp2(s * scale_log2 - m_new[:, None])
+    rescale = tl.exp2(m - m_new)
+    denom = denom * rescale + tl.sum(p, 1)
+    v_type: tl.constexpr = v_ptrs.dtype.element_ty
+    if DROPOUT:  # after the sum: dropout acts on the normalised probabilities
+        dropped = drop_and_round(p, keep.to(tl.uint32, bitcast=True), v_type, COMPILED)
+    else:
+        dropped = p.to(v_type)
+    acc = acc * rescale[:, None]
+    if v_mask is None:
+        v = tl.load(v_ptrs)
+    else:
+        v = tl.load(v_ptrs, mask=v_mask, other=0.0)
+    acc = tl.dot(dropped, v, acc, input_precision=PRECISION)
+    return acc, m_new, denom
+
+
+@triton.jit(do_not_specialize=["total", "heads", "words"])  # or each batch size would compile anew
 def attention_forward_kernel(
     q_ptr,
     k_ptr,
@@ -19,7 +52,7 @@ def attention_forward_kernel(
     out_ptr,
     lse_ptr,
     tiles_ptr,
-    seed_ptr,
+    masks_ptr,
     q_stride_t,
     q_stride_h,
     k_stride_t,
@@ -29,22 +62,31 @@ def attention_forward_kernel(
     out_stride_t,
     out_stride_h,
     total,
+    heads,
+    words,
+    mask_rows,
     scale_log2,
-    threshold,
     keep_scale,
     HEAD_DIM: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
+    COMPILED: tl.constexpr,
+    PEEL: tl.constexpr,
 ):
-    """`tiles_ptr`: (slots, 4) int32 of kernels.attention_tiles; grid (heads, slots), so long tiles of all heads go first.
+    """`tiles_ptr`: (slots, 4) int32 of kernels.attention_tiles; grid heads · slots, so long tiles of all heads go first.
+
+    `masks_ptr` (heads, words, mask_rows): kernels.attention_masks; read with DROPOUT only.
+
+    PEEL: the last block, the only one that can hold keys that are not there, stands behind the loop, which Hopper's matrix instructions need to overlap; elsewhere the second
+    copy of the loop's body costs registers.
 
     Scores are kept in base 2 (scale_log2 = scale · log2 e): exp2 is one instruction. `lse_ptr` (heads, total) receives
     m + log2(denominator), fp32. Strides are in elements; the last dimension has stride 1.
     """
-    head = tl.program_id(0)
-    slot = tl.program_id(1)
+    head = tl.program_id(0) % heads
+    slot = tl.program_id(0) // heads
     row_start = tl.load(tiles_ptr + 4 * slot)
     row_end = tl.load(tiles_ptr + 4 * slot + 1)
     key_start = tl.load(tiles_ptr + 4 * slot + 2)
@@ -66,28 +108,55 @@ def attention_forward_kernel(
     k_offsets = keys[:, None] * k_stride_t + dims[None, :]
     v_offsets = keys[:, None] * v_stride_t + dims[None, :]
 
+    mask_base = masks_ptr + head.to(tl.int64) * words * mask_rows + slot * TILE
+    mask_offsets = tl.arange(0, BLOCK // 32)[None, :] * mask_rows + rows[:, None]
+
     m = tl.full((TILE,), float("-inf"), tl.float32)  # running maximum of the scaled scores
     denom = tl.zeros((TILE,), tl.float32)  # running Σ exp2(score − m)
     acc = tl.zeros((TILE, HEAD_DIM), tl.float32)  # running Σ exp2(score − m) · V
+    keep = tl.zeros((TILE, BLOCK // 32), tl.int32)
     length = key_end - key_start
-    for start in range(0, length, BLOCK):
-        key_in = start + keys < length
-        step = tl.cast(start, tl.int64)
-        k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if start + BLOCK > length:  # only the last block can hold keys that are not there
+    drawn = length
+    if DROPOUT:
+        drawn = tl.minimum(length, 32 * words)  # beyond a max_seqlen that was too small there are no masks
+    if PEEL:
+        full = drawn // BLOCK * BLOCK
+        for start in range(0, full, BLOCK):
+            step = tl.cast(start, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(s, v_ptrs, None, keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED)
+        if full < drawn:
+            key_in = full + keys < drawn
+            step = tl.cast(full, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             s = tl.where(key_in[None, :], s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1) * scale_log2)
-        p = tl.exp2(s * scale_log2 - m_new[:, None])
-        rescale = tl.exp2(m - m_new)
-        denom = denom * rescale + tl.sum(p, 1)
-        if DROPOUT:  # after the sum: dropout acts on the normalised probabilities
-            keep = keep_rows(seed_ptr, head, row_start + rows, start // 32, threshold, BLOCK, 0)
-            p = tl.where(keep, p, 0.0)
-        acc = acc * rescale[:, None]
-        v = tl.load(v_base + step * v_stride_t + v_offsets, mask=key_in[:, None], other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-        m = m_new
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(
+                s, v_ptrs, key_in[:, None], keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED
+            )
+    else:
+        for start in range(0, drawn, BLOCK):
+            key_in = start + keys < drawn
+            step = tl.cast(start, tl.int64)
+            k = tl.load(k_base + step * k_stride_t + k_offsets, mask=key_in[:, None], other=0.0)
+            if DROPOUT:
+                keep = tl.load(mask_base + step // 32 * mask_rows + mask_offsets)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if start + BLOCK > drawn:
+                s = tl.where(key_in[None, :], s, float("-inf"))
+            v_ptrs = v_base + step * v_stride_t + v_offsets
+            acc, m, denom = _accumulate(
+                s, v_ptrs, key_in[:, None], keep, acc, m, denom, scale_log2, DROPOUT, PRECISION, COMPILED
+            )
+    if DROPOUT:
+        denom = tl.where(drawn < length, float("nan"), denom)
 
     empty = denom == 0.0  # a row without a key: zeros, not 0/0
     inverse = tl.where(empty, 0.0, keep_scale / tl.where(empty, 1.0, denom))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kernels.attention_backward_kernel import attention_dkdv_kernel, attention_dq_kernel
-from kernels.attention_config import AttentionConfig, attention_config
+from kernels.attention_config import AttentionConfig, attention_config, peeled
 from kernels.attention_forward_kernel import attention_forward_kernel
-from kernels.device import capability, on_device
-from kernels.dropout import keep_scale_of, threshold_of
+from kernels.device import capability, interpreted, on_device
+from kernels.dropout import keep_scale_of
 
 LOG2_E = 1.4426950408889634
 
@@ -24,33 +24,37 @@ def launch_attention_forward(
     config: AttentionConfig,
     scale: float,
     dropout_p: float,
-    seed: Tensor | None,
+    masks: Tensor | None,
     empty: Callable[..., Tensor] = torch.empty,
 ) -> tuple[Tensor, Tensor]:
-    """(output (T, H, D) contiguous, lse (H, T) fp32). `empty` allocates the outputs: tests hand in a poisoned one."""
+    """(output (T, H, D) contiguous, lse (H, T) fp32). `masks`: of kernels.attention_masks, for `dropout_p` > 0. `empty`
+    allocates the outputs: tests hand in a poisoned one."""
     total, heads, head_dim = q_THD.shape
     out_THD = empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_HT = empty(heads, total, dtype=torch.float32, device=q_THD.device)
     choice = config.forward
     with on_device(q_THD):
-        attention_forward_kernel[(heads, tiles.shape[0])](
+        attention_forward_kernel[(heads * tiles.shape[0],)](
             q_THD,
             k_THD,
             v_THD,
             out_THD,
             lse_HT,
             tiles,
-            seed if seed is not None else tiles,  # never read without dropout, but a pointer it must be
+            masks if masks is not None else tiles,  # never read without dropout, but a pointer it must be
             *_strides(q_THD, k_THD, v_THD, out_THD),
             total,
+            heads,
+            *_mask_sizes(masks),
             scale * LOG2_E,
-            threshold_of(dropout_p),
             keep_scale_of(dropout_p),
             HEAD_DIM=head_dim,
             TILE=config.tile,
             BLOCK=choice.block,
             DROPOUT=dropout_p > 0.0,
             PRECISION=precision(q_THD.dtype),
+            COMPILED=not interpreted(),
+            PEEL=peeled(capability(q_THD.device), q_THD.dtype),
             num_warps=choice.num_warps,
             num_stages=choice.num_stages,
         )
@@ -68,7 +72,7 @@ def launch_attention_backward(
     config: AttentionConfig,
     scale: float,
     dropout_p: float,
-    seed: Tensor | None,
+    masks: Tensor | None,
     empty: Callable[..., Tensor] = torch.empty,
 ) -> Tensor:
     """The three gradients in one buffer (T, 3, H, D): the gradient of a packed QKV projection without a copy."""
@@ -76,15 +80,16 @@ def launch_attention_backward(
     dqkv_T3HD = empty(total, 3, heads, head_dim, dtype=q_THD.dtype, device=q_THD.device)
     delta_HT = empty(heads, total, dtype=torch.float32, device=q_THD.device)
     dq_THD, dk_THD, dv_THD = dqkv_T3HD.unbind(1)
-    seed = seed if seed is not None else tiles
-    numbers = (total, scale, scale * LOG2_E, threshold_of(dropout_p), keep_scale_of(dropout_p))
+    numbers = (total, heads, *_mask_sizes(masks), scale, scale * LOG2_E, keep_scale_of(dropout_p))
+    masks = masks if masks is not None else tiles
     constants = {
         "HEAD_DIM": head_dim,
         "TILE": config.tile,
         "DROPOUT": dropout_p > 0.0,
         "PRECISION": precision(q_THD.dtype),
+        "COMPILED": not interpreted(),
     }
-    grid = (heads, tiles.shape[0])
+    grid = (heads * tiles.shape[0],)
     with on_device(q_THD):
         attention_dq_kernel[grid](
             q_THD,
@@ -96,7 +101,7 @@ def launch_attention_backward(
             lse_HT,
             delta_HT,
             tiles,
-            seed,
+            masks,
             *_strides(q_THD, k_THD, v_THD, out_THD, dout_THD, dq_THD),
             *numbers,
             **constants,
@@ -114,7 +119,7 @@ def launch_attention_backward(
             lse_HT,
             delta_HT,
             tiles,
-            seed,
+            masks,
             *_strides(q_THD, k_THD, v_THD, dout_THD, dk_THD, dv_THD),
             *numbers,
             **constants,
@@ -132,6 +137,11 @@ def config_for(q_THD: Tensor, tile: int) -> AttentionConfig:
 def precision(dtype: torch.dtype) -> str:
     """fp32 operands are multiplied in fp32, not in tf32: PyTorch's own default, and what the error bounds ask for."""
     return "ieee" if dtype is torch.float32 else "tf32"
+
+
+def _mask_sizes(masks: Tensor | None) -> tuple[int, int]:
+    """(words, mask rows); numbers as divisible as real ones where there are no masks, or a kernel would compile anew."""
+    return (4, 32) if masks is None else (masks.shape[1], masks.shape[2])
 
 
 def _strides(*tensors: Tensor) -> list[int]:

@@ -1,4 +1,4 @@
-"""Variable-length attention in plain PyTorch: the law that the kernels are tested against, and the CPU's version.
+"""Variable-length attention in plain PyTorch: the reference that the kernels are tested against, and the CPU's version.
 
     S = scale · Q Kᵀ        P = softmax(S)        P' = keep ∘ P / keep share        O = P' V
 

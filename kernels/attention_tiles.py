@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.attention_config import tile_size
+from kernels.attention_config import slots_needed, tile_size
 from kernels.device import runs_triton
 
 
@@ -52,14 +52,10 @@ def check_cu_seqlens(cu_seqlens: Tensor) -> None:
         raise ValueError("cu_seqlens must be contiguous")
 
 
-def slots_needed(total: int, sequences: int, tile: int) -> int:
-    """Σ ceil(length / tile) over the sequences and the rest never exceeds this."""
-    return total // tile + sequences + 1
-
-
 def attention_tiles_reference(cu_seqlens: Tensor, total: int, tile: int) -> Tensor:
-    """The law: (slots, 4) int32 with the tiles in the order in which the kernel writes them."""
-    bounds = cu_seqlens.tolist()
+    """The reference: (slots, 4) int32 with the tiles in the order in which the kernel writes them. Sequences end at
+    `total`, whatever cu_seqlens says: a tile beyond it would read and write foreign memory."""
+    bounds = [min(bound, total) for bound in cu_seqlens.tolist()]
     sequences = sorted(pairwise(bounds), key=lambda s: s[0] - s[1])  # stable: longest first
     tiles = [(row, min(row + tile, end), start, end) for start, end in sequences for row in range(start, end, tile)]
     tiles += [(row, min(row + tile, total), row, row) for row in range(bounds[-1], total, tile)]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.attention_tiles import slots_needed
+from kernels.attention_config import slots_needed
 from kernels.device import on_device
 
 
@@ -21,7 +21,8 @@ def _lengths(cu_ptr, index, sequences, total):
     """(first row, rows, sort key) of sequence `index`; number `sequences` stands for the rows behind the last one."""
     start = tl.load(cu_ptr + index, mask=index <= sequences, other=0)
     end = tl.load(cu_ptr + index + 1, mask=index < sequences, other=0)
-    end = tl.where(index == sequences, total, end)
+    start = tl.minimum(start, total)  # a captured graph may be replayed with lengths that its buffers do not hold
+    end = tl.where(index == sequences, total, tl.minimum(end, total))
     rows = end - start
     return start, rows, tl.where(index == sequences, -1, rows)
 
@@ -48,7 +49,7 @@ def attention_tiles_kernel(cu_ptr, tiles_ptr, sequences, total, slots, TILE: tl.
     for number in range(0, tl.max(my_tiles, 0)):
         row = my_start + number * TILE
         entry = tiles_ptr + 4 * (first_slot + number)
-        write = number < my_tiles
+        write = (number < my_tiles) & (first_slot + number < slots)
         outside = mine == sequences  # an empty range of keys
         tl.store(entry, row, mask=write)
         tl.store(entry + 1, tl.minimum(row + TILE, my_end), mask=write)

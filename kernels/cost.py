@@ -70,14 +70,14 @@ def attention_executed_flops(
     return 2 * per_product * forward, per_product * (3 * dq + 4 * dkdv)
 
 
-def layer_norm_forward_cost(rows: int, columns: int, joint: bool, element: int = 2) -> Cost:
+def layer_norm_forward_cost(rows: int, columns: int, fused: bool, element: int = 2) -> Cost:
     """Reads x (and the residual), writes y; two fp32 statistics per row."""
-    return Cost(0.0, rows * columns * element * (3 if joint else 2) + 8 * rows)
+    return Cost(0.0, rows * columns * element * (3 if fused else 2) + 8 * rows)
 
 
-def layer_norm_backward_cost(rows: int, columns: int, joint: bool, dropout: bool = True, element: int = 2) -> Cost:
+def layer_norm_backward_cost(rows: int, columns: int, fused: bool, dropout: bool = True, element: int = 2) -> Cost:
     """Reads dy, x (and the residual) and the statistics, writes dx (and, with dropout, another dresidual)."""
-    moves = (4 + dropout) if joint else 3
+    moves = (4 + dropout) if fused else 3
     return Cost(0.0, rows * columns * element * moves + 8 * rows)
 
 

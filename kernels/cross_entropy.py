@@ -17,6 +17,8 @@ from kernels.device import runs_triton
 
 #: Rows of logits at a time: enough to fill a GPU with one product, 60 MB in bf16 for a vocabulary of 29k.
 CHUNK = 1024
+#: A target that counts for nothing, as in torch.nn.functional.cross_entropy.
+IGNORED = -100
 
 
 class LinearCrossEntropy(NamedTuple):
@@ -31,13 +33,14 @@ def linear_cross_entropy(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor, t
 
     Args:
         hidden_MH: (M, H); `weight_VH` (V, H) in the same dtype, or any under autocast, which casts both; M may be 0.
-        bias_V: (V,) any floating dtype. `target_M`: (M,) int64, all in [0, V).
+        bias_V: (V,) any floating dtype. `target_M`: (M,) int64 in [0, V), or −100: no loss, no gradient, never
+            correct. Any other target raises on a CPU; on a GPU, where looking would cost a sync, the loss becomes NaN.
 
     Returns:
         LinearCrossEntropy. The softmax is fp32; its gradient is rounded to the products' dtype, as autograd's is.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes that do not fit; on a CPU also a target outside the vocabulary.
     """
     hidden_MH = autocast_input(hidden_MH)
     cast = torch.is_autocast_enabled(hidden_MH.device.type)
@@ -55,7 +58,7 @@ def linear_cross_entropy(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor, t
 
 
 def linear_cross_entropy_reference(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor, target_M: Tensor) -> Tensor:
-    """The law: the loss sum with all logits at once, differentiable by autograd."""
+    """The reference: the loss sum with all logits at once, differentiable by autograd."""
     logits_MV = hidden_MH @ weight_VH.T
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) + bias_V
     return torch.nn.functional.cross_entropy(logits_MV, target_M, reduction="sum")
@@ -64,19 +67,24 @@ def linear_cross_entropy_reference(hidden_MH: Tensor, weight_VH: Tensor, bias_V:
 def _softmax_gradient_(
     logits_NV: Tensor, bias_V: Tensor, target_N: Tensor, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's law: (loss (N,), correct (N,)); `logits_NV` becomes the gradient with respect to itself."""
+    """The kernel's reference: (loss (N,), correct (N,)); `logits_NV` becomes the gradient with respect to itself."""
     if runs_triton(logits_NV):
         from kernels.cross_entropy_kernel import launch_cross_entropy_
 
         return launch_cross_entropy_(logits_NV, bias_V, target_N, with_gradient)
+    ignored = target_N == IGNORED
+    target_N = target_N.masked_fill(ignored, 0)
+    if len(target_N) and not 0 <= int(target_N.min()) <= int(target_N.max()) < len(bias_V):
+        wrong = target_N[(target_N < 0) | (target_N >= len(bias_V))][0]
+        raise ValueError(f"target {wrong} is neither of the vocabulary, 0 … {len(bias_V) - 1}, nor {IGNORED}")
     wide = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) + bias_V
     log_softmax = wide.log_softmax(-1)
     loss = -log_softmax.gather(1, target_N[:, None]).squeeze(1)
     if with_gradient:
         gradient = log_softmax.exp()
         gradient[torch.arange(len(target_N), device=target_N.device), target_N] -= 1.0
-        logits_NV.copy_(gradient)
-    return loss, wide.argmax(-1) == target_N
+        logits_NV.copy_(gradient.masked_fill_(ignored[:, None], 0.0))
+    return loss.masked_fill(ignored, 0.0), (wide.argmax(-1) == target_N) & ~ignored
 
 
 @torch.library.custom_op("fused_kernels::linear_cross_entropy", mutates_args=())
@@ -90,7 +98,7 @@ def _linear_cross_entropy(
     dhidden, dweight, dbias = _gradient_buffers(hidden, weight, bias, with_gradient)
     product_weight = weight.to(hidden.dtype)
     for rows in (slice(start, start + CHUNK) for start in range(0, hidden.shape[0], CHUNK)):
-        logits_NV = hidden[rows] @ product_weight.T
+        logits_NV = _logits(hidden[rows], product_weight)
         losses_N, correct_N = _softmax_gradient_(logits_NV, bias, target[rows], with_gradient)
         loss += losses_N.sum()
         correct += correct_N.sum()
@@ -102,6 +110,14 @@ def _linear_cross_entropy(
             else:
                 dweight += logits_NV.T @ hidden[rows]
     return loss, correct, dhidden, dweight, dbias
+
+
+def _logits(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+    if not runs_triton(hidden_NH):
+        return hidden_NH @ weight_VH.T
+    from kernels.cross_entropy_kernel import padded_logits
+
+    return torch.mm(hidden_NH, weight_VH.T, out=padded_logits(len(hidden_NH), len(weight_VH), hidden_NH))
 
 
 def _gradient_buffers(hidden: Tensor, weight: Tensor, bias: Tensor, wanted: bool) -> tuple[Tensor, Tensor, Tensor]:

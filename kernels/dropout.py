@@ -1,4 +1,4 @@
-"""Dropout masks that are a function of where they are used, in plain PyTorch: the law that the kernels follow.
+"""Dropout masks that are a function of where they are used, in plain PyTorch: the reference that the kernels follow.
 
 A mask drawn from a stream cannot be drawn again without storing either the stream's state or the mask. Here a decision
 depends only on (seed, stream, row, column): the forward and the backward kernel, whatever their block sizes, and this

@@ -52,41 +52,91 @@ def keep_words(seed_ptr, stream, row, word, threshold, FIRST_CALL: tl.constexpr)
 
 
 @triton.jit
-def keep_rows(seed_ptr, stream, row, first_word, threshold, COLUMNS: tl.constexpr, FIRST_CALL: tl.constexpr):
-    """Boolean (rows, COLUMNS) for rows `row` (int32, (rows,)) and the columns from 32 · first_word on.
+def _signs(keep, COLUMNS: tl.constexpr):
+    """(word shifted so that a column's bit is the top one of a byte, number of that byte), each (rows, COLUMNS).
 
-    Column 8 k + 2 c + b of a word: in the accumulator of a matrix instruction a thread holds all k and b of one c, so
-    the word is shifted by 2 c once and tested against constants.
+    Column 8 k + 2 c + b is the top bit of byte k after a shift by 7 − 2 c − b. In the accumulator of a matrix instruction
+    a thread holds all k and b of one c, so two shifted words serve its eight columns.
     """
-    WORDS: tl.constexpr = COLUMNS // 32
-    ROWS: tl.constexpr = row.shape[0]
-    word = tl.arange(0, WORDS)
-    keep = keep_words(seed_ptr, stream, row[:, None], (first_word + word)[None, :], threshold, FIRST_CALL)
-    # This gather changes nothing. It keeps the compiler from computing the words anew in each of the threads that
-    # share one, as its layout pass does across element-wise operations (2 to 16 times the work).
-    keep = tl.gather(keep, tl.broadcast_to(word[None, :], (ROWS, WORDS)), 1)
-    shifted = keep[:, :, None] >> (2 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
-    tested = tl.full((4, 2), 1, tl.uint32) << (8 * tl.arange(0, 4)[:, None] + tl.arange(0, 2)[None, :]).to(tl.uint32)
-    bits = shifted[:, :, None, :, None] & tested[None, None, :, None, :]
-    return tl.reshape(bits, (ROWS, COLUMNS)) != 0
+    ROWS: tl.constexpr = keep.shape[0]
+    shifted = keep[:, :, None] << (6 - 2 * tl.arange(0, 4)).to(tl.uint32)[None, None, :]
+    signs = shifted[:, :, None, :, None] << (1 - tl.arange(0, 2)).to(tl.uint32)[None, None, None, None, :]
+    signs, byte = tl.broadcast(signs, tl.arange(0, 4)[None, None, :, None, None])
+    return tl.reshape(signs, (ROWS, COLUMNS)), tl.reshape(byte, (ROWS, COLUMNS))
+
+
+#: `prmt` copies the top bit of a byte into all bits of another: with a constant for `byte`, which it always is, each of
+#: these is two instructions a register. A comparison and a selection would be two a score and eight predicates in flight,
+#: which the compiler keeps moving into registers and back (docs/kernels.md).
+DROP_SCORE = tl.constexpr("""{
+.reg .b32 mask, at;
+mad.lo.s32 at, $3, 0x1111, 0x8888;
+prmt.b32 mask, $2, 0, at;
+and.b32 $0, $1, mask;
+}""")
+DROP_PAIR = tl.constexpr("""{
+.reg .b32 pair, mask, at;
+shl.b32 at, $6, 8;
+add.s32 at, at, $5;
+mad.lo.s32 at, at, 0x11, 0xCC88;
+prmt.b32 mask, $3, $4, at;
+cvt.rn.TYPEx2.f32 pair, $2, $1;
+and.b32 $0, pair, mask;
+}""")
+DROP_BF16 = tl.constexpr(DROP_PAIR.value.replace("TYPE", "bf16"))
+DROP_FP16 = tl.constexpr(DROP_PAIR.value.replace("TYPE", "f16"))
 
 
 @triton.jit
-def keep_columns(seed_ptr, stream, row, first_word, threshold, COLUMNS: tl.constexpr, FIRST_CALL: tl.constexpr):
-    """The same decisions transposed, (COLUMNS, rows): for a kernel that holds its scores that way round.
+def drop(p, keep, COMPILED: tl.constexpr):
+    """`p` (rows, columns) fp32 where its bit of `keep` (rows, columns / 32) is 1, else 0. The interpreter cannot run
+    assembly: without COMPILED the same is a selection."""
+    if COMPILED:
+        signs, byte = _signs(keep, p.shape[1])
+        return tl.inline_asm_elementwise(
+            DROP_SCORE, "=r,r,r,r", [p, signs, byte], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        bits = (keep[:, :, None] >> tl.arange(0, 32).to(tl.uint32)[None, None, :]) & 1
+        return tl.where(tl.reshape(bits, p.shape) != 0, p, 0.0)
 
-    Column 16 a + 8 r + g of a word: here a thread holds both r of one (a, g).
+
+@triton.jit
+def drop_transposed(p, keep, COMPILED: tl.constexpr):
+    """The same for scores held the other way round: `p` (columns, rows), `keep` (columns / 32, rows).
+
+    Column 16 a + 8 r + g of a word: here a thread holds both r of one (a, g): bytes 2 a + r after one shift by 7 − g.
     """
-    WORDS: tl.constexpr = COLUMNS // 32
-    ROWS: tl.constexpr = row.shape[0]
-    word = tl.arange(0, WORDS)
-    keep = keep_words(seed_ptr, stream, row[None, :], (first_word + word)[:, None], threshold, FIRST_CALL)
-    keep = tl.gather(keep, tl.broadcast_to(word[:, None], (WORDS, ROWS)), 0)  # as above
-    shift = (16 * tl.arange(0, 2)[:, None] + tl.arange(0, 8)[None, :]).to(tl.uint32)
-    shifted = keep[:, None, None, :] >> shift[None, :, :, None]
-    tested = tl.full((2,), 1, tl.uint32) << (8 * tl.arange(0, 2)).to(tl.uint32)
-    bits = shifted[:, :, None, :, :] & tested[None, None, :, None, None]
-    return tl.reshape(bits, (COLUMNS, ROWS)) != 0
+    WORDS: tl.constexpr = keep.shape[0]
+    ROWS: tl.constexpr = keep.shape[1]
+    if COMPILED:
+        shifted = keep[:, None, None, :] << (7 - tl.arange(0, 8)).to(tl.uint32)[None, None, :, None]
+        signs, byte = tl.broadcast(shifted, tl.arange(0, 4)[None, :, None, None])
+        signs = tl.reshape(signs, (32 * WORDS, ROWS))
+        byte = tl.reshape(byte, (32 * WORDS, ROWS))
+        return tl.inline_asm_elementwise(
+            DROP_SCORE, "=r,r,r,r", [p, signs, byte], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        bits = (keep[:, None, :] >> tl.arange(0, 32).to(tl.uint32)[None, :, None]) & 1
+        return tl.where(tl.reshape(bits, (32 * WORDS, ROWS)) != 0, p, 0.0)
+
+
+@triton.jit
+def drop_and_round(p, keep, dtype: tl.constexpr, COMPILED: tl.constexpr):
+    """`drop(p, keep)` in `dtype`. Rounded first, in pairs of half precision: one mask then serves two scores."""
+    if COMPILED and dtype != tl.float32:
+        signs, byte = _signs(keep, p.shape[1])
+        if dtype == tl.bfloat16:
+            return tl.inline_asm_elementwise(
+                DROP_BF16, "=r,r,r,r,r,r,r", [p, signs, byte], dtype=tl.bfloat16, is_pure=True, pack=2
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                DROP_FP16, "=r,r,r,r,r,r,r", [p, signs, byte], dtype=tl.float16, is_pure=True, pack=2
+            )
+    else:
+        return drop(p, keep, COMPILED).to(dtype)
 
 
 @triton.jit

@@ -27,7 +27,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
-    """The law, differentiable by autograd."""
+    """The reference, differentiable by autograd."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.gelu(x.to(wide) + bias.to(wide)).to(x.dtype)
 

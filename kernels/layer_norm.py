@@ -1,4 +1,4 @@
-"""LayerNorm and the encoder's joint as PyTorch ops: what a model calls. On a CPU tensor the reference runs."""
+"""LayerNorm and the fused dropout-add-LayerNorm as PyTorch ops: what a model calls. On a CPU tensor the reference runs."""
 
 from __future__ import annotations
 
@@ -141,17 +141,17 @@ def _layer_norm_backward(
         return launch_layer_norm_backward(dy, x, bias, residual, weight, mean, rstd, p, seed)
     number = 0 if seed is None else int(seed)
     dx, dresidual, *sums = layer_norm_backward_reference(dy, x, bias, residual, weight, mean, rstd, p, number)
-    joint = residual is not None
-    two = joint and (p > 0.0 or residual.dtype != x.dtype)
-    dresidual = dresidual.to(residual.dtype) if two else x.new_empty(0, dtype=(residual if joint else x).dtype)
+    fused = residual is not None
+    two = fused and (p > 0.0 or residual.dtype != x.dtype)
+    dresidual = dresidual.to(residual.dtype) if two else x.new_empty(0, dtype=(residual if fused else x).dtype)
     return dx.to(x.dtype), dresidual, torch.stack(sums)
 
 
 @_layer_norm_backward.register_fake
 def _layer_norm_backward_fake(dy, x, bias, residual, weight, mean, rstd, seed, p):
-    joint = residual is not None
-    two = joint and (p > 0.0 or residual.dtype != x.dtype)
-    like = residual if joint else x
+    fused = residual is not None
+    two = fused and (p > 0.0 or residual.dtype != x.dtype)
+    like = residual if fused else x
     dresidual = like.new_empty(x.shape if two else (0,))
     return x.new_empty(x.shape), dresidual, x.new_empty((3, x.shape[1]), dtype=mean.dtype)
 

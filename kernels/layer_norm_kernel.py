@@ -1,4 +1,4 @@
-"""LayerNorm, and the encoder's joint LayerNorm(residual + dropout(x + bias)), forward and backward.
+"""LayerNorm, and the fused dropout-add-LayerNorm, LayerNorm(residual + dropout(x + bias)), forward and backward.
 
 Both are one kernel with a switch: a program holds whole rows in registers, so every tensor is read once and written
 once. The backward pass computes the sum that was normalised again from x and residual instead of storing it: reading two
@@ -36,7 +36,7 @@ def layer_norm_forward_kernel(
     keep_scale,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    JOINT: tl.constexpr,
+    FUSED: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):
     """One program per ROWS rows. y is contiguous; mean and rstd are (rows,) fp32. BLOCK ≥ columns, a power of two."""
@@ -46,7 +46,7 @@ def layer_norm_forward_kernel(
     mask = (row[:, None] < rows) & inside
     row64 = row.to(tl.int64)[:, None]
     z = tl.load(x_ptr + row64 * x_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    if JOINT:
+    if FUSED:
         bias = tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
         residual = tl.load(residual_ptr + row64 * residual_stride + column[None, :], mask=mask, other=0.0)
         z += bias[None, :]
@@ -87,7 +87,7 @@ def layer_norm_backward_kernel(
     keep_scale,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    JOINT: tl.constexpr,
+    FUSED: tl.constexpr,
     DROPOUT: tl.constexpr,
     TWO_GRADIENTS: tl.constexpr,
 ):
@@ -107,7 +107,7 @@ def layer_norm_backward_kernel(
     )  # the sums do not fit in registers beside a row: they stay in memory, in the cache
     dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     dln_bias = tl.zeros((ROWS, BLOCK), tl.float32)
-    if JOINT:
+    if FUSED:
         bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
         dbias = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in range(program * ROWS, rows, programs * ROWS):
@@ -115,7 +115,7 @@ def layer_norm_backward_kernel(
         row64 = row.to(tl.int64)[:, None]
         mask = (row[:, None] < rows) & inside[None, :]
         z = tl.load(x_ptr + row64 * x_stride + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        if JOINT:
+        if FUSED:
             residual = tl.load(residual_ptr + row64 * residual_stride + column[None, :], mask=mask, other=0.0)
             z += bias[None, :]
             if DROPOUT:
@@ -128,6 +128,7 @@ def layer_norm_backward_kernel(
         normal = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
         if WIDE:
             earlier = inside & (start + column * 0 > program * ROWS)  # nothing has been stored before the first row
+            tl.debug_barrier()  # what another thread has stored may be what this one loads
             dweight_sum = tl.load(partial, mask=earlier, other=0.0) + tl.sum(dy * normal, 0)
             tl.store(partial, dweight_sum, mask=inside)
             dln_bias_sum = tl.load(partial + columns, mask=earlier, other=0.0) + tl.sum(dy, 0)
@@ -140,7 +141,7 @@ def layer_norm_backward_kernel(
         across = tl.sum(weighted, 1) / columns
         dz = (weighted - across[:, None] - normal * along[:, None]) * rstd[:, None]
         dx = dz
-        if JOINT:
+        if FUSED:
             if DROPOUT:
                 dx = tl.where(keep, dz * keep_scale, 0.0)
             added = tl.where(mask, dx, 0.0)
@@ -157,7 +158,7 @@ def layer_norm_backward_kernel(
     if not WIDE:
         tl.store(partial, tl.sum(dweight, 0), mask=inside)
         tl.store(partial + columns, tl.sum(dln_bias, 0), mask=inside)
-        if JOINT:
+        if FUSED:
             tl.store(partial + 2 * columns, tl.sum(dbias, 0), mask=inside)
 
 

@@ -1,4 +1,4 @@
-"""LayerNorm (Ba et al. 2016) and the encoder's joint in plain PyTorch: the law, and the CPU's version."""
+"""LayerNorm (Ba et al. 2016) and the fused dropout-add-LayerNorm in plain PyTorch: the reference, and the CPU's version."""
 
 from __future__ import annotations
 

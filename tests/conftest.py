@@ -23,6 +23,7 @@ KERNEL_MODULES = (
     "attention_backward_kernel",
     "attention_forward_kernel",
     "attention_launch",
+    "attention_masks_kernel",
     "attention_tiles_kernel",
     "cross_entropy_kernel",
     "dropout_kernel",

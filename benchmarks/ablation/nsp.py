@@ -28,11 +28,11 @@ from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.distributed import alone
 from spanbert.errors import UserError
-from spanbert.model.backend import resolve_backend
 from spanbert.model.batch import MaskedBatch, PackedBatch, Targets, pack_sequences
 from spanbert.model.config import EncoderConfig
-from spanbert.model.encoder import Encoder, initialise
+from spanbert.model.encoder import initialise
 from spanbert.model.heads import MLMHead, Pooler
+from spanbert.model.models import SpanBertModel
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.optim import adamw
@@ -108,13 +108,11 @@ def _first_halves(blocks: Blocks, starts_word_V: np.ndarray) -> np.ndarray:
     return np.concatenate(halves) if halves else np.zeros(0, np.int64)
 
 
-class PairPretraining(nn.Module):
+class PairPretraining(SpanBertModel):
     """Encoder + MLM head + NSP: is B what follows A?"""
 
     def __init__(self, config: EncoderConfig, backend: str = "eager"):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, backend)
+        super().__init__(config, backend)
         self.mlm = MLMHead(config)
         self.pooler = Pooler(config)
         self.nsp = nn.Linear(config.hidden_size, 2)
@@ -154,11 +152,8 @@ def run_pretrain_pairs(config: PretrainConfig) -> None:
         Pairs(Blocks.open(config.data, "validation"), tokenizer, config.seed),
     )
     dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.attention_dropout}
-    backend = resolve_backend(config.backend, device)
-    model, _ = load_model(
-        config.init_from, PairPretraining, seed=config.seed, config_overrides=dropout, backend=backend
-    )
-    model.to(device)
+    model, _ = load_model(config.init_from, PairPretraining, seed=config.seed, config_overrides=dropout)
+    model.place(device, config.backend)
     masker = Masker.from_tokenizer(
         config.mask, tokenizer, seed=config.seed, unigram_counts=np.load(config.data / "unigram.npy")
     )

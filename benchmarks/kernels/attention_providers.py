@@ -54,7 +54,7 @@ def inputs(case: Case, device: torch.device) -> list[Tensor]:
     return list(torch.randn(shape, device=device).to(case.dtype).unbind(1))
 
 
-def law(case: Case, qkv: list[Tensor]) -> Tensor:
+def reference(case: Case, qkv: list[Tensor]) -> Tensor:
     scale = case.numbers["head_dim"] ** -0.5
     return attention_reference(*qkv, cumulative(case, qkv[0].device), scale, case.dropout_p, SEED)
 
@@ -224,7 +224,7 @@ def operation(device: torch.device) -> Operation:
         "attention",
         cases(device),
         inputs,
-        law,
+        reference,
         providers,
         _numbers(attention_forward_cost),
         _numbers(attention_backward_cost),

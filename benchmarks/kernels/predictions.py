@@ -61,10 +61,10 @@ def row_kernel_rows() -> list[tuple[str, Cost, float]]:
     costs = []
     for width in (768, 1024):
         costs += [
-            (f"joint forward, 16k × {width}", layer_norm_forward_cost(16384, width, joint=True)),
-            (f"joint backward, 16k × {width}", layer_norm_backward_cost(16384, width, joint=True)),
-            (f"LayerNorm forward, 16k × {width}", layer_norm_forward_cost(16384, width, joint=False)),
-            (f"LayerNorm backward, 16k × {width}", layer_norm_backward_cost(16384, width, joint=False)),
+            (f"dropout add layer norm forward, 16k × {width}", layer_norm_forward_cost(16384, width, fused=True)),
+            (f"dropout add layer norm backward, 16k × {width}", layer_norm_backward_cost(16384, width, fused=True)),
+            (f"LayerNorm forward, 16k × {width}", layer_norm_forward_cost(16384, width, fused=False)),
+            (f"LayerNorm backward, 16k × {width}", layer_norm_backward_cost(16384, width, fused=False)),
         ]
     costs += [
         ("bias + GELU forward, 16k × 3072", bias_gelu_forward_cost(16384, 3072)),
@@ -95,37 +95,64 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+#: The Triton whose figures stand first, and the other.
+FIRST, SECOND = "3.6", "3.9"
+
+
 def compiled_table(path: Path) -> str:
-    """Markdown from the table of `python -m kernels.aot`: the encoder's kernels on sm_90, and the extremes of all."""
+    """Markdown from the table of `python -m kernels.aot`: the encoder's kernels on sm_90 under both Tritons, what dropout
+    costs in instructions, and the extremes of all."""
     record = json.loads(path.read_text())
-    rows = record["rows"]
-    worst = sorted((r for r in rows if "fp32" not in r["label"]), key=lambda r: (-r["registers"], r["label"]))[:6]
-    greedy = max(rows, key=lambda r: r["shared_bytes"])
-    shown = [r for r in rows if "attention" in r["label"] and "D64" in r["label"] and r["label"].endswith("sm_90")]
-    shown = [r for r in shown if "bf16" in r["label"]]
-    shown += [r for r in rows if "1024 bf16" in r["label"] and r["label"].endswith("sm_90")]
-    lines = [
-        f"{len(rows)} kernels, compiled by Triton {record['triton']}: {sum(bool(r['faults']) for r in rows)} with faults. "
-        f"The most shared memory is {greedy['shared_bytes'] // 1024} KB ({greedy['label']}). The encoder's on sm_90:",
-        "",
-        "| kernel | registers | spills | shared, KB | HGMMA | instructions |",
-        "|---|---|---|---|---|---|",
+    rows = [row for row in record["rows"] if FIRST in row and SECOND in row]
+    codes = [row[version] for row in rows for version in (FIRST, SECOND)]
+    spills, warned = sum(c["local_accesses"] > 0 for c in codes), sum(bool(c["warnings"]) for c in codes)
+    greedy = max(rows, key=lambda r: r[FIRST]["shared_bytes"])
+    named = [r for r in rows if r["label"].endswith("sm_90")]
+    attention = [
+        r for r in named if r["label"].startswith("attention") and "D64" in r["label"] and "bf16" in r["label"]
     ]
-    lines += [_compiled_line(row) for row in shown]
-    lines += ["", "Nearest to the limit of 255 registers, of all in half precision:", ""]
+    shown = attention + [r for r in named if "attention masks" in r["label"] or "1024 bf16" in r["label"]]
+    versions = " and ".join(record["triton"][version] for version in (FIRST, SECOND))
+    head = f"| kernel (Triton {FIRST} / {SECOND}) | registers | shared, KB | programs per multiprocessor | instructions | of a pass |"
+    lines = [
+        f"{len(rows)} kernels, compiled by Triton {versions}: {spills} spill, {warned} with a warning of ptxas. The most shared "
+        f"memory is {greedy[FIRST]['shared_bytes'] // 1024} KB ({greedy['label']}). The encoder's on sm_90:",
+        "",
+        head,
+        "|---|---|---|---|---|---|",
+        *(_compiled_line(row) for row in shown),
+        "",
+        "Instructions of a pass of the inner loop, with dropout / without:",
+        "",
+        f"| kernel | Triton {FIRST} | Triton {SECOND} |",
+        "|---|---|---|",
+    ]
+    passes = {row["label"]: row for row in attention}
+    for label, row in passes.items():
+        if "dropout" not in label and (dropped := passes.get(label.replace(" sm_90", " dropout sm_90"))):
+            ratios = (dropped[version]["loop"] / row[version]["loop"] for version in (FIRST, SECOND))
+            lines.append(f"| {label} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    worst = sorted((r for r in rows if "fp32" not in r["label"]), key=lambda r: (-r[FIRST]["registers"], r["label"]))[
+        :6
+    ]
     lines += [
-        "| kernel | registers | spills | shared, KB | HGMMA or HMMA | instructions |",
+        "",
+        "Nearest to the limit of 255 registers, of all in half precision:",
+        "",
+        head,
         "|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *(_compiled_line(row) for row in worst)]) + "\n"
 
 
 def _compiled_line(row: dict) -> str:
-    matrix = row["hgmma"] + row["hmma"]
-    return (
-        f"| {row['label']} | {row['registers']} | {row['local_accesses']} | {row['shared_bytes'] / 1024:.1f} | "
-        f"{matrix} | {row['instructions']} |"
-    )
+    def pair(name: str, unit: int = 1) -> str:
+        first, second = (row[version][name] / unit for version in (FIRST, SECOND))
+        texts = [f"{x:.1f}" if unit > 1 else f"{x:.0f}" for x in (first, second)]
+        return texts[0] if texts[0] == texts[1] else " / ".join(texts)
+
+    cells = (pair("registers"), pair("shared_bytes", 1024), pair("blocks"), pair("instructions"), pair("loop"))
+    return f"| {row['label']} | " + " | ".join(cells) + " |"
 
 
 def main() -> int:

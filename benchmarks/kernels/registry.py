@@ -52,12 +52,12 @@ class Provider:
 
 @dataclass(frozen=True)
 class Operation:
-    """`inputs(case, device)` in the common layout; `law(case, inputs)` differentiable, whatever the dtype of the inputs."""
+    """`inputs(case, device)` in the common layout; `reference(case, inputs)` differentiable, whatever the dtype of the inputs."""
 
     name: str
     cases: list[Case]
     inputs: Callable[[Case, torch.device], list[Tensor]]
-    law: Callable[[Case, list[Tensor]], Tensor]
+    reference: Callable[[Case, list[Tensor]], Tensor]
     providers: list[Provider]
     forward_cost: Callable[[Case], Cost]
     backward_cost: Callable[[Case], Cost]
@@ -70,17 +70,17 @@ def relative_error(x: Tensor, exact: Tensor) -> float:
 
 
 class Gate:
-    """What every provider of a case must reproduce before it is timed: the law in float64.
+    """What every provider of a case must reproduce before it is timed: the reference in float64.
 
     Right: error at most twice (gradients: three times) that of plain PyTorch in the same dtype. Libraries are held to it too.
     """
 
     def __init__(self, operation: Operation, case: Case, inputs: list[Tensor]):
         self.case = case
-        exact = self._law(operation, inputs, torch.float64, None)
+        exact = self._reference(operation, inputs, torch.float64, None)
         self.dy = torch.randn_like(exact[0]).to(case.dtype)
-        self.exact = {p: self._law(operation, inputs, torch.float64, p) for p in {0.0, case.dropout_p}}
-        self.plain = {p: self._law(operation, inputs, case.dtype, p) for p in {0.0, case.dropout_p}}
+        self.exact = {p: self._reference(operation, inputs, torch.float64, p) for p in {0.0, case.dropout_p}}
+        self.plain = {p: self._reference(operation, inputs, case.dtype, p) for p in {0.0, case.dropout_p}}
 
     def fault(self, instance: Instance) -> str | None:
         """None if the instance is right, else what is wrong with it."""
@@ -102,7 +102,7 @@ class Gate:
                 return f"wrong {what}: error {error:.2e}, allowed {allowed:.2e}"
         return None
 
-    def _law(
+    def _reference(
         self, operation: Operation, inputs: list[Tensor], dtype: torch.dtype, dropout_p: float | None
     ) -> list[Tensor]:
         """[output, gradients …]; the output alone where `dropout_p` is None."""
@@ -110,7 +110,7 @@ class Gate:
         case = replace(self.case, dropout_p=dropout_p or 0.0)
         if dropout_p is None:
             with torch.no_grad():
-                return [operation.law(case, wide)]
-        y = operation.law(case, wide)
+                return [operation.reference(case, wide)]
+        y = operation.reference(case, wide)
         leaves = [x for x in wide if x.is_floating_point()]
         return [y.detach(), *torch.autograd.grad(y, leaves, self.dy.to(y.dtype))]

@@ -1,4 +1,4 @@
-"""The row operations (joint, LayerNorm, bias + GELU, vocabulary cross-entropy): ours, plain PyTorch, compiled, Liger."""
+"""The row operations (dropout-add-LayerNorm, LayerNorm, bias + GELU, vocabulary cross-entropy): ours, plain PyTorch, compiled, Liger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPS, SEED = 1e-12, 1234
 
 def operations(device: torch.device) -> list[Operation]:
     """The four operations, with cases of a GPU's size, or small ones for a CPU."""
-    return [_joint(device), _layer_norm(device), _bias_gelu(device), _cross_entropy(device)]
+    return [_dropout_add_layer_norm(device), _layer_norm(device), _bias_gelu(device), _cross_entropy(device)]
 
 
 def _cases(device: torch.device, widths: tuple[int, ...], dropout: tuple[float, ...] = (0.0,)) -> list[Case]:
@@ -84,11 +84,13 @@ def _liger(name: str, make: Callable[[object], Callable[..., Tensor]], **options
 # LayerNorm(residual + dropout(x + bias))
 
 
-def _eager_joint(x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, ln_bias: Tensor, p: float) -> Tensor:
+def _eager_dropout_add_layer_norm(
+    x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, ln_bias: Tensor, p: float
+) -> Tensor:
     return F.layer_norm(residual + F.dropout(x + bias, p), (x.shape[-1],), weight, ln_bias, EPS)
 
 
-def _joint(device: torch.device) -> Operation:
+def _dropout_add_layer_norm(device: torch.device) -> Operation:
     def inputs(case: Case, device: torch.device) -> list[Tensor]:
         rows, columns = case.numbers["rows"], case.numbers["columns"]
         x, residual = (torch.randn(rows, columns, device=device).to(case.dtype) for _ in "xr")
@@ -100,25 +102,25 @@ def _joint(device: torch.device) -> Operation:
     def ours(*inputs: Tensor, p: float) -> Tensor:
         return kernels.dropout_add_layer_norm(*inputs, p=p, eps=EPS, seed=seed)
 
-    def law(case: Case, inputs: list[Tensor]) -> Tensor:
+    def reference(case: Case, inputs: list[Tensor]) -> Tensor:
         return dropout_add_layer_norm_reference(*inputs, case.dropout_p, EPS, SEED)
 
     def ours_build(case: Case, inputs: list[Tensor]) -> Instance:
         return _provider("ours", partial(ours, p=case.dropout_p)).build(case, inputs)
 
-    compiled = _compiled(_eager_joint)
+    compiled = _compiled(_eager_dropout_add_layer_norm)
     return Operation(
-        "joint",
+        "dropout add layer norm",
         _cases(device, (768, 1024), (0.1, 0.0)),
         inputs,
-        law,
+        reference,
         [
             Provider("ours", ours_build, library=False),
-            _provider("eager", _eager_joint, _eager_joint),
+            _provider("eager", _eager_dropout_add_layer_norm, _eager_dropout_add_layer_norm),
             _provider("torch.compile", compiled, compiled),
         ],
-        lambda case: layer_norm_forward_cost(*_shape(case), joint=True),
-        lambda case: layer_norm_backward_cost(*_shape(case), joint=True, dropout=case.dropout_p > 0.0),
+        lambda case: layer_norm_forward_cost(*_shape(case), fused=True),
+        lambda case: layer_norm_backward_cost(*_shape(case), fused=True, dropout=case.dropout_p > 0.0),
     )
 
 
@@ -152,8 +154,8 @@ def _layer_norm(device: torch.device) -> Operation:
             _provider("torch.compile", _compiled(eager)),
             _liger("liger", liger),
         ],
-        lambda case: layer_norm_forward_cost(*_shape(case), joint=False),
-        lambda case: layer_norm_backward_cost(*_shape(case), joint=False),
+        lambda case: layer_norm_forward_cost(*_shape(case), fused=False),
+        lambda case: layer_norm_backward_cost(*_shape(case), fused=False),
     )
 
 

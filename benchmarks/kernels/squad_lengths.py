@@ -1,9 +1,9 @@
-"""The length distribution of question-answering windows: how the shipped histogram was made.
+"""The length distribution of question-answering windows: how the bundled histogram was made.
 
     python -m benchmarks.kernels.squad_lengths train-v1.1.json.gz bert-base-cased-vocab.txt benchmarks/squad_windows.json
 
-A window is `[CLS] question [SEP] part of the context [SEP]`: the question cut to 64 pieces, 384 pieces in all, and the
-next window of a long context starts 128 pieces after the last one. Only the histogram is kept: how many windows have
+A window is `[CLS] question [SEP] part of the context [SEP]`: the question cut to 64 tokens, 384 tokens in all, and the
+next window of a long context starts 128 tokens after the last one. Only the histogram is kept: how many windows have
 each length. `draw_lengths` turns it back into batches, which is what a fine-tuning step really sees: on SQuAD 1.1 more
 than half of a batch padded to 384 would be padding.
 """
@@ -23,7 +23,7 @@ WINDOW, STEP, QUESTION = 384, 128, 64
 
 
 def window_lengths(question: int, context: int) -> list[int]:
-    """Lengths of the windows of one question (pieces) over one context (pieces)."""
+    """Lengths of the windows of one question (tokens) over one context (tokens)."""
     question = min(question, QUESTION)
     room = WINDOW - question - 3
     lengths, start = [], 0
@@ -68,7 +68,7 @@ def main() -> None:
     counts = count_windows(squad_path, vocab_path)
     lengths = np.repeat(list(counts), list(counts.values()))
     record = {
-        "what": f"windows of {WINDOW} pieces, step {STEP}, question cut to {QUESTION}",
+        "what": f"windows of {WINDOW} tokens, step {STEP}, question cut to {QUESTION}",
         "data": squad_path.name,
         "vocabulary": vocab_path.name,
         "command": "python -m benchmarks.kernels.squad_lengths " + " ".join(Path(a).name for a in sys.argv[1:4]),

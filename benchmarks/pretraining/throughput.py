@@ -1,12 +1,12 @@
-"""Tokens per second of whole pretraining steps: ours, rung by rung, beside transformers.
+"""Tokens per second of whole pretraining steps: ours, idea by idea, beside transformers.
 
     python -m benchmarks.pretraining.throughput [--size mini] [--length 512] [--tokens 2048] [--rounds 7] [--json FILE]
 
 A step is everything: sequences from memory, masks, forward, backward, clipping, optimizer. All have the same model,
-length, batch and dropout. Each contender lives in a process of its own, with its own allocator, and they take turns in
-every round, because a machine's speed drifts: what counts are ratios within a round, and their median over rounds.
-A contender of ours whose loss is not transformers' for the same weights is not timed. transformers trains MLM only;
-ours are MLM too up to the last rungs, which add the span-boundary objective.
+length, batch and dropout. Each baseline lives in a process of its own, with its own allocator. On a CPU they take turns in
+every round, because its speed drifts: what counts are ratios within a round, and their median over rounds. On a GPU only
+one is in memory at a time. A baseline of ours whose loss is not transformers' for the same weights is not timed. transformers trains MLM only;
+ours are MLM too up to the last ones, which add the span-boundary objective.
 """
 
 from __future__ import annotations
@@ -45,31 +45,33 @@ class BenchmarkConfig:
     dropout: float = 0.1
     """On hidden states and attention, on both sides."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
-    """Each contender takes part in each."""
+    """Each baseline takes part in each."""
     rounds: int = 7
-    """Turns that each contender takes."""
+    """Turns that each baseline takes."""
     steps: int = 3
     """Steps of a turn."""
-    only: tuple[str, ...] = ()
-    """Contenders whose name contains one of these; none: all."""
+    only: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Baselines whose name contains one of these; repeatable; none: all."""
+    together: bool | None = None
+    """Whether all keep their memory and take turns within a round; none: on a CPU, whose speed drifts. On a GPU one after the other: of a base model in two precisions they would not fit."""
     device: str = "auto"
     """auto, cpu, cuda."""
     threads: int | None = None
-    """Threads of each contender on a CPU; none: PyTorch's choice."""
+    """Threads of each baseline on a CPU; none: PyTorch's choice."""
     json: Path | None = None
     """Also write the measurements here."""
 
 
 def compete(pipe: Connection, entry: Entry, work: Workload, threads: int | None) -> None:
-    """A contender's process: says "ready" or what is wrong with it, then answers a number of steps with seconds."""
+    """A baseline's process: says "ready" or what is wrong with it, then answers a number of steps with seconds."""
     if entry.keeps_memory:
         tune_allocator()
     if threads:
         torch.set_num_threads(threads)
     try:
-        contender = entry.make(work)
-        fault = contender.fault() if isinstance(contender, Ours) else None
-        losses = [contender.step(number).item() for number in range(3)]  # warm up, compile
+        baseline = entry.make(work)
+        fault = baseline.fault() if isinstance(baseline, Ours) else None
+        losses = [baseline.step(number).item() for number in range(3)]  # warm up, compile
         if not all(0 < loss < 30 for loss in losses):
             fault = f"losses {losses}"
     except Exception as error:  # a missing compiler or too little memory is a result, not the end of the benchmark
@@ -79,7 +81,7 @@ def compete(pipe: Connection, entry: Entry, work: Workload, threads: int | None)
     while fault is None and (steps := pipe.recv()):
         began = time.perf_counter()
         for _ in range(steps):
-            loss = contender.step(number)
+            loss = baseline.step(number)
             number += 1
         loss.item()  # waits for a GPU
         pipe.send(time.perf_counter() - began)
@@ -88,38 +90,36 @@ def compete(pipe: Connection, entry: Entry, work: Workload, threads: int | None)
 def run(config: BenchmarkConfig) -> dict:
     """Measure → a record of everything, seconds of every turn included."""
     device = choose_device(config.device)
-    spawn = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
+    together = device.type == "cpu" if config.together is None else config.together
+    only = [part for parts in config.only for part in parts]
     faults: dict[str, str] = {}
-    processes = []
+    seconds: dict[str, list[float]] = {}
+    waiting: dict[str, Competitor] = {}
     for precision in config.precisions:
         work = Workload(
             config.size, config.length, config.tokens, config.vocabulary, config.dropout, str(device), precision
         )
         for name, entry in entries(device.type == "cuda").items():
-            if config.only and not any(part in name for part in config.only):
+            if only and not any(part in name for part in only):
                 continue
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=compete, args=(theirs, entry, work, config.threads), daemon=True)
-            process.start()
-            fault = ours.recv()  # one after the other: compiling is not timed and must not disturb
+            competitor = Competitor(entry, work, config.threads)
             label = f"{name}, {precision}"
-            print(f"{label}: {fault or 'ready'}", flush=True)
-            if fault:
-                faults[label] = fault
-                process.join()
+            print(f"{label}: {competitor.fault or 'ready'}", flush=True)
+            if competitor.fault:
+                faults[label] = competitor.fault
+                competitor.stop()
+            elif together:
+                waiting[label] = competitor
             else:
-                pipes[label] = ours
-                processes.append(process)
-    seconds: dict[str, list[float]] = {label: [] for label in pipes}
-    for turn in range(config.rounds):
-        labels = list(pipes)
+                seconds[label] = [competitor.time(config.steps) for _ in range(config.rounds)]
+                competitor.stop()
+    seconds |= {label: [] for label in waiting}
+    for turn in range(config.rounds if waiting else 0):
+        labels = list(waiting)
         for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
-            pipes[label].send(config.steps)
-            seconds[label].append(pipes[label].recv())
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(0)
-        process.join()
+            seconds[label].append(waiting[label].time(config.steps))
+    for competitor in waiting.values():
+        competitor.stop()
     rate = {
         p: measured_peak_flops(device, p, Workload(config.size, 1, 1, 1, 0, "cpu", p).shape.hidden_size)
         for p in config.precisions
@@ -132,6 +132,29 @@ def run(config: BenchmarkConfig) -> dict:
         "faults": faults,
         "seconds": seconds,
     }
+
+
+class Competitor:
+    """One baseline in a process of its own, ready or with a `fault`. One is made ready at a time: compiling is not timed
+    and must not disturb."""
+
+    def __init__(self, entry: Entry, work: Workload, threads: int | None) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=compete, args=(theirs, entry, work, threads), daemon=True)
+        self.process.start()
+        self.fault: str | None = self.pipe.recv()
+
+    def time(self, steps: int) -> float:
+        """Seconds that `steps` training steps take."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        """End the process: its memory is free when this returns."""
+        if self.fault is None:
+            self.pipe.send(0)
+        self.process.join()
 
 
 def report(record: dict) -> str:
@@ -152,7 +175,7 @@ def report(record: dict) -> str:
     lines = [
         f"{config['size']}, {config['length']} tokens, {config['tokens']} a step, dropout {config['dropout']}, {record['machine']}, {record['date']}",
         "",
-        "| contender | tokens/s | × transformers eager fp32 | × transformers' best | MFU |",
+        "| baseline | tokens/s | × transformers eager fp32 | × transformers' best | MFU |",
         "|---|---|---|---|---|",
     ]
     for label, value in speed.items():

@@ -26,7 +26,6 @@ from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.device import choose_device
 from spanbert.errors import UserError
-from spanbert.model.backend import resolve_backend
 from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
@@ -94,12 +93,10 @@ def run_fill(config: FillConfig) -> None:
         raise UserError(f"--top-k must be at least 1, not {config.top_k}")
     device = choose_device(config.device)
     folder = find_model(path)
-    model, tokenizer, report = load_model_and_tokenizer(
-        folder, SpanBertForPretraining, backend=resolve_backend(config.backend, device)
-    )
+    model, tokenizer, report = load_model_and_tokenizer(folder, SpanBertForPretraining)
     template = parse_template(text, tokenizer, model.config.max_position_embeddings)
     head = choose_head(config.head, report, str(path))
-    model.to(device).eval()
+    model.place(device, config.backend).eval()
     result = fill(model, tokenizer, template, head, config.top_k)
     print(render(result, head, folder, colour=sys.stdout.isatty()))
 

@@ -46,12 +46,17 @@ def attention(
 
     Returns:
         (T, heads, head_dim).
+
+    Raises:
+        ValueError: an empty batch; max_seqlen below a length, wherever lengths are read: not on a GPU by ``triton``, and
+            not where max_seqlen is what all lengths would be.
     """
+    _refuse_empty(q_THD, cu_seqlens)
     if backend == "triton":
         return load_kernels().attention_varlen(
             q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p=dropout_p, seed=seed
         )
-    return _by_length(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
+    return _LOOP.body(q_THD, k_THD, v_THD, cu_seqlens, max_seqlen, dropout_p, backend, seed)
 
 
 def attention_of_projection(
@@ -69,6 +74,7 @@ def attention_of_projection(
     all layers.
     """
     if backend == "triton":
+        _refuse_empty(qkv_T3HD, cu_seqlens)
         kernels = load_kernels()
         return kernels.attention_varlen_qkv(qkv_T3HD, cu_seqlens, max_seqlen, dropout_p, seed, plan=plan)
     q_THD, k_THD, v_THD = qkv_T3HD.unbind(1)
@@ -89,8 +95,12 @@ def leave_loop_to_python() -> None:
 
     Marking it where it is defined would import the compiler at every start, a second that only training can spare.
     """
-    global _by_length
-    _by_length = torch.compiler.disable(_by_length)
+    _LOOP.body = torch.compiler.disable(_by_length)
+
+
+def _refuse_empty(x: Tensor, cu_seqlens: Tensor) -> None:
+    if cu_seqlens.shape[0] < 2 or x.shape[0] == 0:
+        raise ValueError("an empty batch: attention needs a sequence of at least one token")
 
 
 def _by_length(
@@ -119,6 +129,15 @@ def _by_length(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+class _Loop:
+    """What ``attention`` calls: the loop as it is, or hidden from the compiler."""
+
+    body = staticmethod(_by_length)
+
+
+_LOOP = _Loop()
+
+
 def _byte_generator(q_THD: Tensor, dropout_p: float, seed: Tensor | int) -> torch.Generator | None:
     return generator_of(seed) if dropout_p > 0 and draws_bytes(q_THD) else None
 
@@ -143,10 +162,14 @@ def _sdpa(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor, dropout_p: float) -> T
 def _equal_length_groups(cu_seqlens: Tensor, max_seqlen: int, total: int, heads: int) -> Iterator[tuple[int, int]]:
     """Runs of neighbouring sequences of one length, as (how many, length), in order, none with too many scores."""
     count = cu_seqlens.numel() - 1
-    if total == count * max_seqlen:  # every sequence is full: known without reading cu_seqlens from the device
+    if (
+        cu_seqlens.is_cuda and total == count * max_seqlen
+    ):  # every sequence is full: known without waiting for the device
         lengths = [max_seqlen] * count
     else:
         lengths = cu_seqlens.diff().tolist()
+        if max(lengths) > max_seqlen:
+            raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sequence has {max(lengths)} tokens")
     start = 0
     for index in range(1, count + 1):
         full = (index - start + 1) * heads * lengths[start] ** 2 > SCORES_AT_A_TIME

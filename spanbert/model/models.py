@@ -5,8 +5,12 @@ All take a packed batch of B sequences and T tokens (``batch.PackedBatch``).
 
 from __future__ import annotations
 
+from typing import Self
+
+import torch
 from torch import Tensor, nn
 
+from spanbert.model.backend import resolve_backend
 from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder, initialise
@@ -21,6 +25,11 @@ class SpanBertModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, backend)
+
+    def place(self, device: torch.device, backend: str = "auto") -> Self:
+        """Move to ``device``, and choose the attention that suits it and this shape (``resolve_backend``)."""
+        self.encoder.backend = resolve_backend(backend, device, self.config.head_dim)
+        return self.to(device)
 
 
 class SpanBertForPretraining(SpanBertModel):

@@ -12,7 +12,6 @@ from spanbert.checkpoint.load_report import LoadReport
 from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
-from spanbert.model.backend import resolve_backend
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -56,7 +55,7 @@ def init_model(
 
     Raises UserError where there is no such model, it is of another tokenizer, or it has too few positions.
     """
-    options = {"backend": resolve_backend(backend, device), **(head or {})}
+    options = head or {}
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": attention_dropout}
     if init == "random" and checkpoint is None:
         if tokenizer is None:
@@ -64,7 +63,7 @@ def init_model(
         shape = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **rates)
         positions = max(shape.max_position_embeddings, min_positions)
         shape = dataclasses.replace(shape, max_position_embeddings=positions)
-        return StartedModel(build_model(cls, shape, seed, **options).to(device), tokenizer, None)
+        return StartedModel(build_model(cls, shape, seed, **options).place(device, backend), tokenizer, None)
     folder = checkpoint or model_path(init)
     model, own, report = load_model_and_tokenizer(
         folder, cls, lowercase=lowercase, seed=seed, config_overrides=rates, **options
@@ -80,7 +79,7 @@ def init_model(
             f"{folder} has only {positions} positions, and the data has sequences of {min_positions} tokens: make those "
             f"at most {positions} long (spanbert prepare --block-length, spanbert finetune --window)"
         )
-    return StartedModel(model.to(device), tokenizer or own, report if checkpoint is None else None)
+    return StartedModel(model.place(device, backend), tokenizer or own, report if checkpoint is None else None)
 
 
 def model_path(init: str | Path) -> Path:

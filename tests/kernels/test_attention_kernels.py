@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention_config import AttentionConfig, BlockConfig
+from kernels.attention_config import AttentionConfig, BlockConfig, peeled
 from kernels.attention_reference import attention_reference
 from kernels.attention_tiles import attention_tiles_reference
 
@@ -31,10 +32,13 @@ def run_case(
     dropout_p: float = 0.0,
     config: AttentionConfig = SMALL,
     spread: float = 1.0,
+    peel: bool | None = None,
 ) -> SimpleNamespace:
-    """Launch forward and backward once; return the results beside plain PyTorch's and float64's, as (T, 4, H, D):
+    """Launch forward and backward once (`peel`: whether the forward kernel treats its last block apart, none: as the
+    device's kernels do); return the results beside plain PyTorch's and float64's, as (T, 4, H, D):
     output, dQ, dK, dV."""
     from kernels.attention_launch import launch_attention_backward, launch_attention_forward
+    from kernels.attention_masks_kernel import launch_attention_masks
 
     cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     total = int(cu[-1]) + behind
@@ -44,20 +48,22 @@ def run_case(
 
     tiles = attention_tiles_reference(cu, total, config.tile).to(device)
     seed = torch.tensor(SEED, device=device)
+    masks = launch_attention_masks(tiles, config.tile, heads, max(lengths), seed, dropout_p) if dropout_p else None
     q, k, v = qkv_T3HD.to(device).unbind(1)  # strided views of one projection
-    out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, seed, poisoned)
+    with patch("kernels.attention_launch.peeled", peeled if peel is None else lambda *_: peel):
+        out, lse = launch_attention_forward(q, k, v, tiles, config, scale, dropout_p, masks, poisoned)
     dqkv = launch_attention_backward(
-        dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, seed, poisoned
+        dout_THD.to(device), q, k, v, out, lse, tiles, config, scale, dropout_p, masks, poisoned
     )
 
-    def law(dtype: torch.dtype) -> Tensor:
+    def reference(dtype: torch.dtype) -> Tensor:
         x_T3HD = qkv_T3HD.to(dtype).requires_grad_()
         y_THD = attention_reference(*x_T3HD.unbind(1), cu, scale, dropout_p, SEED)
         (dx_T3HD,) = torch.autograd.grad(y_THD, x_T3HD, dout_THD.to(dtype))
         return torch.cat([y_THD.detach()[:, None], dx_T3HD], 1)
 
     ours = torch.cat([out[:, None], dqkv], 1).cpu()
-    return SimpleNamespace(ours=ours, plain=law(dtype), exact=law(torch.float64), end=int(cu[-1]))
+    return SimpleNamespace(ours=ours, plain=reference(dtype), exact=reference(torch.float64), end=int(cu[-1]))
 
 
 def is_right(case: SimpleNamespace, within_house_rule: Callable[..., bool]) -> bool:
@@ -79,6 +85,19 @@ def is_right(case: SimpleNamespace, within_house_rule: Callable[..., bool]) -> b
 def test_forward_and_backward(lengths, dtype, triton_device, poisoned, within_house_rule):
     case = run_case(lengths, dtype, triton_device, poisoned)
     assert is_right(case, within_house_rule)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+@pytest.mark.parametrize("lengths", [[1], [64, 65, 0], [128, 33, 200]], ids=str)
+def test_last_block_behind_the_loop_gives_the_same_bits(lengths, dropout_p, triton_device, poisoned, within_house_rule):
+    """Hopper's form of the forward kernel, which the interpreter's family of GPUs would not select."""
+    results = []
+    for peel in (True, False):
+        torch.manual_seed(0)
+        case = run_case(lengths, torch.float16, triton_device, poisoned, heads=2, dropout_p=dropout_p, peel=peel)
+        assert is_right(case, within_house_rule)
+        results.append(case.ours[:, 0])
+    assert torch.equal(*results) or triton_device.type == "cuda", "a compiler may contract differently"
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -103,8 +122,8 @@ def test_logits_in_the_thousands(triton_device, poisoned):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-def test_dropout_follows_the_law(dtype, triton_device, poisoned, within_house_rule):
-    """Same mask as the law's in the output and in all three gradients, hence the same in all three kernels."""
+def test_dropout_follows_the_reference(dtype, triton_device, poisoned, within_house_rule):
+    """Same mask as the reference's in the output and in all three gradients, hence the same in all three kernels."""
     case = run_case([50, 9], dtype, triton_device, poisoned, heads=2, dropout_p=0.25)
     assert is_right(case, within_house_rule)
 
@@ -133,6 +152,42 @@ def test_backward_uses_the_forward_mask(triton_device):
     assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=2e-3)
 
 
+def test_sequence_longer_than_max_seqlen_gets_nan_under_dropout(triton_device):
+    """There are no masks for it, and a GPU's lengths are not looked at: it must not train, and nothing be read beside
+    the masks. Its neighbours are right."""
+    from kernels.attention_launch import launch_attention_forward
+    from kernels.attention_masks_kernel import launch_attention_masks
+
+    cu = torch.tensor([0, 140, 150], dtype=torch.int32)
+    q = torch.randn(150, 1, 32).to(triton_device)
+    tiles = attention_tiles_reference(cu, 150, 32).to(triton_device)
+    seed = torch.tensor(SEED, device=triton_device)
+    masks = launch_attention_masks(tiles, 32, 1, 100, seed, 0.25)
+    out, _ = launch_attention_forward(q, q, q, tiles, SMALL, 1.0, 0.25, masks)
+    assert out[:140].isnan().all()
+    exact = attention_reference(*[q.cpu().double()] * 3, cu, 1.0, 0.25, SEED)
+    assert torch.allclose(out[140:].cpu().double(), exact[140:], atol=1e-5)
+
+
+def test_many_short_sequences_fit_the_grid(monkeypatch):
+    """Slots were the grid's second axis, which CUDA limits to 65,535: batches of more short sequences failed to launch."""
+    from kernels import attention_launch
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("attention_forward_kernel", "attention_dq_kernel", "attention_dkdv_kernel"):
+        monkeypatch.setattr(attention_launch, name, Recorder())
+    q, tiles = torch.zeros(8, 3, 32), torch.zeros(70_000, 4, dtype=torch.int32)
+    out, lse = attention_launch.launch_attention_forward(q, q, q, tiles, SMALL, 1.0, 0.0, None)
+    attention_launch.launch_attention_backward(out, q, q, q, out, lse, tiles, SMALL, 1.0, 0.0, None)
+    assert grids == [(3 * 70_000,)] * 3
+
+
 def test_strided_operands_and_cotangents(triton_device, within_house_rule):
     """Heads first in memory, a step between the channels, a cotangent that is one number expanded: same results."""
     import kernels
@@ -146,5 +201,5 @@ def test_strided_operands_and_cotangents(triton_device, within_house_rule):
     ours = torch.autograd.grad(out.sum(), (q, k, v))  # sum's cotangent has stride 0
     wide = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
     exact = attention_reference(*wide, cu.cpu(), 32**-0.5)
-    for mine, law in zip((out, *ours), (exact, *torch.autograd.grad(exact.sum(), wide))):
-        assert torch.allclose(mine.detach().cpu().double(), law.detach(), atol=2e-6, rtol=2e-5)
+    for mine, reference in zip((out, *ours), (exact, *torch.autograd.grad(exact.sum(), wide))):
+        assert torch.allclose(mine.detach().cpu().double(), reference.detach(), atol=2e-6, rtol=2e-5)

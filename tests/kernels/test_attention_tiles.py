@@ -1,11 +1,12 @@
-"""The table of tiles: every row in exactly one tile, longest sequences first, kernel and law alike."""
+"""The table of tiles: every row in exactly one tile, longest sequences first, kernel and reference alike."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from kernels.attention_tiles import attention_plan, attention_tiles_reference, slots_needed
+from kernels.attention_config import slots_needed
+from kernels.attention_tiles import attention_plan, attention_tiles_reference
 
 BATCHES = [[1], [64], [65], [0, 0, 3], [5, 0, 64, 129, 5], [512, *[20] * 70], []]
 
@@ -16,7 +17,7 @@ def cumulative(lengths: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("lengths", BATCHES, ids=str)
 @pytest.mark.parametrize("behind", [0, 1, 130])
-def test_law_covers_every_row_once(lengths, behind):
+def test_reference_covers_every_row_once(lengths, behind):
     cu = cumulative(lengths)
     total = int(cu[-1]) + behind
     table = attention_tiles_reference(cu, total, 64)
@@ -37,13 +38,28 @@ def test_law_covers_every_row_once(lengths, behind):
 
 
 @pytest.mark.parametrize("lengths", BATCHES, ids=str)
-def test_kernel_writes_the_law(lengths, triton_device):
+def test_kernel_writes_the_reference(lengths, triton_device):
     from kernels.attention_tiles_kernel import launch_attention_tiles
 
     cu = cumulative(lengths)
     total = int(cu[-1]) + 67
     table = launch_attention_tiles(cu.to(triton_device), total, 64)
     assert torch.equal(table.cpu(), attention_tiles_reference(cu, total, 64))
+
+
+@pytest.mark.parametrize(("lengths", "total"), [([4000], 64), ([30, 4000, 5], 100), ([10, 20], 15)])
+def test_lengths_beyond_the_buffer_stay_inside_it(lengths, total, triton_device):
+    """A captured graph replayed with lengths that pass its buffers: 63 rows were written into a table of 3 slots, and
+    the tiles named rows behind the tensors. Table and rows end where the buffers do."""
+    from kernels.attention_tiles_kernel import attention_tiles_kernel
+
+    cu = cumulative(lengths)
+    slots = slots_needed(total, len(lengths), 64)
+    memory = torch.full((slots + 200, 4), -7, dtype=torch.int32, device=triton_device)
+    attention_tiles_kernel[(1,)](cu.to(triton_device), memory, len(lengths), total, slots, TILE=64, GROUP=64)
+    assert (memory[slots:] == -7).all()
+    assert torch.equal(memory[:slots].cpu(), attention_tiles_reference(cu, total, 64))
+    assert memory[:slots].max() <= total
 
 
 def test_long_batches_take_tall_tiles():

@@ -45,4 +45,4 @@ def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poi
     for kernel in ("layer_norm_forward_kernel", "layer_norm_backward_kernel", "partial_sum_kernel"):
         monkeypatch.setattr(layer_norm_launch, kernel, getattr(broken, kernel))
     with pytest.raises(AssertionError):
-        checks.test_joint(90, 40, 0.3, "fp32", triton_device, poisoned, within_house_rule)
+        checks.test_dropout_add_layer_norm(90, 40, 0.3, "fp32", triton_device, poisoned, within_house_rule)

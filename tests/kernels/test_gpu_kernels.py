@@ -32,31 +32,33 @@ def test_attention_as_selected(lengths, head_dim, dtype, dropout_p, within_house
     out = kernels.attention_varlen_qkv(qkv, cu, 512, dropout_p, seed=9)
     (gradient,) = torch.autograd.grad(out, qkv, dout)
 
-    def law(dtype: torch.dtype) -> list[Tensor]:
+    def reference(dtype: torch.dtype) -> list[Tensor]:
         x = qkv.detach().to(dtype).requires_grad_()
         y = attention_reference(*x.unbind(1), cu, head_dim**-0.5, dropout_p, 9)
         return [y, *torch.autograd.grad(y, x, dout.to(dtype))[0].unbind(1)]
 
-    for index, (mine, plain, exact) in enumerate(zip([out, *gradient.unbind(1)], law(dtype), law(torch.float64))):
+    for index, (mine, plain, exact) in enumerate(
+        zip([out, *gradient.unbind(1)], reference(dtype), reference(torch.float64))
+    ):
         assert within_house_rule(mine, plain, exact, 2.0 if index == 0 else 3.0), index
     assert torch.count_nonzero(out[-5:]) == 0 and torch.count_nonzero(gradient[-5:]) == 0
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 5000, 8192])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_joint_in_bf16(columns, p, within_house_rule):
+def test_dropout_add_layer_norm_in_bf16(columns, p, within_house_rule):
     shapes = [(700, columns), (columns,), (700, columns), (columns,), (columns,)]
     inputs = [torch.randn(shape, device=CUDA).bfloat16().requires_grad_() for shape in shapes]
     dy = torch.randn(700, columns, device=CUDA).bfloat16()
     y = kernels.dropout_add_layer_norm(*inputs, p=p, eps=1e-12, seed=3)
     ours = [y, *torch.autograd.grad(y, inputs, dy)]
 
-    def law(dtype: torch.dtype) -> list[Tensor]:
+    def reference(dtype: torch.dtype) -> list[Tensor]:
         wide = [x.detach().to(dtype).requires_grad_() for x in inputs]
         out = dropout_add_layer_norm_reference(*wide, p, 1e-12, 3)
         return [out, *torch.autograd.grad(out, wide, dy.to(dtype))]
 
-    for index, (mine, plain, exact) in enumerate(zip(ours, law(torch.bfloat16), law(torch.float64))):
+    for index, (mine, plain, exact) in enumerate(zip(ours, reference(torch.bfloat16), reference(torch.float64))):
         assert within_house_rule(mine, plain, exact, 2.0 if index == 0 else 3.0), index
 
 
@@ -142,12 +144,14 @@ def test_cross_entropy_of_a_real_vocabulary(within_house_rule):
     ours = kernels.linear_cross_entropy(hidden, weight, bias, target).loss_sum
     gradients = torch.autograd.grad(ours, (hidden, weight, bias))
 
-    def law(dtype: torch.dtype) -> list[Tensor]:
+    def reference(dtype: torch.dtype) -> list[Tensor]:
         h, w = (x.detach().to(dtype).requires_grad_() for x in (hidden, weight))
         b = bias.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
         logits = (h @ w.T).to(b.dtype) + b
         loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
         return [loss, *torch.autograd.grad(loss, (h, w, b))]
 
-    for index, (mine, plain, exact) in enumerate(zip([ours, *gradients], law(torch.bfloat16), law(torch.float64))):
+    for index, (mine, plain, exact) in enumerate(
+        zip([ours, *gradients], reference(torch.bfloat16), reference(torch.float64))
+    ):
         assert within_house_rule(mine.bfloat16(), plain, exact, 2.0 if index == 0 else 3.0), index

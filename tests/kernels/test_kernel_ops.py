@@ -32,7 +32,7 @@ def normal(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def attention_arguments(dropout_p: float) -> tuple:
     plan = kernels.attention_plan(CU, TOTAL, 32, torch.float32)
-    return CU, plan.tiles, plan.tile, SEED if dropout_p else None, 0.2, dropout_p
+    return CU, plan.tiles, plan.tile, 5, SEED if dropout_p else None, 0.2, dropout_p
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
@@ -69,10 +69,10 @@ def test_attention_gradients(dropout_p):
 
     assert torch.autograd.gradcheck(packed, qkv)
     cotangent = torch.randn(TOTAL, 2, 8, dtype=torch.float64)
-    law = attention_reference(*qkv.unbind(1), CU, 8**-0.5, dropout_p, 5)
-    (expected,) = torch.autograd.grad(law, qkv, cotangent)
+    reference = attention_reference(*qkv.unbind(1), CU, 8**-0.5, dropout_p, 5)
+    (expected,) = torch.autograd.grad(reference, qkv, cotangent)
     for body in (packed, apart):
-        assert torch.allclose(body(qkv), law)
+        assert torch.allclose(body(qkv), reference)
         (gradient,) = torch.autograd.grad(body(qkv), qkv, cotangent)
         assert torch.allclose(gradient, expected)
         assert torch.count_nonzero(gradient[8:]) == 0
@@ -83,12 +83,12 @@ def test_row_kernel_gradients(p):
     x, residual = normal(5, 12), normal(5, 12)
     bias, weight, ln_bias = normal(12), normal(12), normal(12)
 
-    def joint(*inputs: Tensor) -> Tensor:
+    def fused(*inputs: Tensor) -> Tensor:
         return kernels.dropout_add_layer_norm(*inputs, p=p, eps=1e-5, seed=3)
 
     inputs = (x, bias, residual, weight, ln_bias)
-    assert torch.autograd.gradcheck(joint, inputs)
-    assert torch.allclose(joint(*inputs), dropout_add_layer_norm_reference(*inputs, p, 1e-5, 3))
+    assert torch.autograd.gradcheck(fused, inputs)
+    assert torch.allclose(fused(*inputs), dropout_add_layer_norm_reference(*inputs, p, 1e-5, 3))
     assert torch.autograd.gradcheck(lambda *i: kernels.layer_norm(*i, 1e-5), (x, weight, bias))
     plain = kernels.layer_norm(x, weight, bias, 1e-5)
     assert torch.allclose(plain, torch.nn.functional.layer_norm(x, (12,), weight, bias, 1e-5))
@@ -103,12 +103,12 @@ def test_linear_cross_entropy(targets):
     hidden, weight, bias = normal(targets, 6), normal(11, 6), normal(11)
     target = torch.randint(0, 11, (targets,))
     ours = kernels.linear_cross_entropy(hidden, weight, bias, target)
-    law = linear_cross_entropy_reference(hidden, weight, bias, target)
-    assert torch.allclose(ours.loss_sum, law)
+    reference = linear_cross_entropy_reference(hidden, weight, bias, target)
+    assert torch.allclose(ours.loss_sum, reference)
     assert ours.correct == ((hidden @ weight.T + bias).argmax(-1) == target).sum()
     inputs = (hidden, weight, bias)
     for mine, expected in zip(
-        torch.autograd.grad(ours.loss_sum * 3, inputs), torch.autograd.grad(law * 3, inputs, allow_unused=True)
+        torch.autograd.grad(ours.loss_sum * 3, inputs), torch.autograd.grad(reference * 3, inputs, allow_unused=True)
     ):
         assert torch.allclose(mine, expected)
 
@@ -187,6 +187,31 @@ def test_wrong_arguments():
         kernels.bias_gelu(x, torch.ones(5))
     with pytest.raises(ValueError, match="do not fit"):
         kernels.linear_cross_entropy(x, torch.ones(9, 5), torch.ones(9), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_max_seqlen_below_a_length_is_refused_on_a_cpu(dropout_p):
+    """It sizes the dropout masks: with one too small the kernels would read beside them. PyTorch's versions of the
+    encoder were silently wrong."""
+    qkv = torch.randn(8, 3, 2, 8)
+    with pytest.raises(ValueError, match="max_seqlen is 4, but the longest sequence has 5 tokens"):
+        kernels.attention_varlen_qkv(qkv, CU, 4, dropout_p=dropout_p, seed=1)
+
+
+def test_targets_outside_the_vocabulary():
+    """−100 counts for nothing, as in PyTorch's cross-entropy (it used to read beside its row); others are refused."""
+    hidden, weight, bias = normal(3, 6), normal(11, 6), normal(11)
+    target = torch.tensor([4, -100, 10])
+    ours = kernels.linear_cross_entropy(hidden, weight, bias, target)
+    reference = linear_cross_entropy_reference(hidden, weight, bias, target)
+    assert torch.allclose(ours.loss_sum, reference)
+    inputs = (hidden, weight, bias)
+    for mine, expected in zip(torch.autograd.grad(ours.loss_sum, inputs), torch.autograd.grad(reference, inputs)):
+        assert torch.allclose(mine, expected)
+    assert ours.correct == ((hidden @ weight.T + bias).argmax(-1) == target).sum()
+    for wrong in (-1, 11):
+        with pytest.raises(ValueError, match=f"target {wrong} is neither"):
+            kernels.linear_cross_entropy(hidden, weight, bias, torch.tensor([4, wrong, 10]))
 
 
 def test_imports_without_triton():

@@ -92,7 +92,9 @@ def test_report_replaces_only_its_section(results, tmp_path, capsys):
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert (
-        "### attention" in text and "| mini ragged | both |" in text and "![kernels joint](kernels-joint.png)" in text
+        "### attention" in text
+        and "| mini ragged | both |" in text
+        and "![kernels dropout add layer norm](kernels-dropout-add-layer-norm.png)" in text
     )
     assert report.main([str(tmp_path / "absent"), "--page", str(page)]) == 2
     page.write_text("no markers")
@@ -112,13 +114,13 @@ def test_targets_are_read_from_results():
         row("attention", "base QA windows", "both", "ours", 1.0),
         row("attention", "base QA windows", "both", "eager", 0.1),
         row("attention", "base QA windows", "both", "varlen_attn", 1.4),
-        row("joint", "16k × 768", "backward", "ours", 1.0, gbps=2200.0),
+        row("dropout add layer norm", "16k × 768", "backward", "ours", 1.0, gbps=2200.0),
     ]
     goals = {what: (measured, met) for what, _, measured, met in gpu.targets({"rows": rows, "copy_bandwidth": 3e12})}
     assert goals["attention 512 forward, TFLOP/s"] == (310.0, True)
     assert goals["dropout's price, base 512 forward"] == (1.3, False)
     assert goals["base QA windows, times the best library"] == (1.4, False)
-    assert goals["joint 16k × 768 backward, share of copy bandwidth"][1] is True
+    assert goals["dropout add layer norm 16k × 768 backward, share of copy bandwidth"][1] is True
 
 
 def test_padded_and_packed_layouts_agree():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from spanbert.errors import UserError
 from spanbert.model import attention as module
+from spanbert.model import backend as backend_module
 from spanbert.model.attention import attention
 from spanbert.model.packing import cumulative
 
@@ -69,6 +71,39 @@ def test_large_batches_are_cut_into_groups_without_a_trace(monkeypatch, backend)
     assert len(list(module._equal_length_groups(cu_seqlens, 6, sum(lengths), HEADS))) > 4
     cut = attention(*qkv(sum(lengths)), cu_seqlens, 6, backend=backend)
     assert (whole - cut).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+def test_max_seqlen_below_a_length_is_refused(backend):
+    """Sixteen tokens in sequences of 4 and 12, max_seqlen 8: the two PyTorch back-ends took them for two of 8, and were
+    wrong by up to 3.0 without a word."""
+    cu_seqlens = cumulative(torch.tensor([4, 12]))
+    with pytest.raises(ValueError, match="max_seqlen is 8, but the longest sequence has 12 tokens"):
+        attention(*qkv(16), cu_seqlens, 8, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("lengths", [[], [0]], ids=str)
+def test_an_empty_batch_is_refused(backend, lengths):
+    """It was an error of torch.cat, about an empty list of tensors."""
+    cu_seqlens = cumulative(torch.tensor(lengths, dtype=torch.int64))
+    with pytest.raises(ValueError, match="an empty batch"):
+        attention(*qkv(0), cu_seqlens, 0, backend=backend)
+    with pytest.raises(ValueError, match="an empty batch"):
+        module.attention_of_projection(torch.stack(qkv(0), 1), cu_seqlens, 0, backend=backend)
+
+
+def test_heads_that_the_kernels_do_not_have(capsys):
+    """`auto` takes sdpa and says so; `triton` was an exception out of the first batch."""
+    from kernels.attention_config import HEAD_DIMS
+
+    assert backend_module.KERNEL_HEAD_DIMS == HEAD_DIMS
+    resolve = backend_module.resolve_backend
+    assert [resolve("auto", "cuda", dim) for dim in (64, None, 80)] == ["triton", "triton", "sdpa"]
+    assert capsys.readouterr().out == "heads of 80 dimensions: attention by sdpa, since the kernels take 32, 64, 128\n"
+    assert resolve("auto", "cpu", 80) == "eager" and resolve("triton", "cpu", 80) == "triton"
+    with pytest.raises(UserError, match="not 80: use --backend sdpa"):
+        resolve("triton", "cuda", 80)
 
 
 @pytest.mark.parametrize("lengths", [*LENGTHS, [2, 2, 3, 3, 3, 2]])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.model import models
 from spanbert.model.batch import PackedBatch, Targets
+from spanbert.model.config import EncoderConfig
 from spanbert.model.heads import SBOHead
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
@@ -162,3 +163,14 @@ def test_pretraining_adds_the_two_objectives_each_over_its_own_targets(shape_of,
     logits_KV = features_KH @ embedding_VH.T + model.sbo.bias
     expected = F.cross_entropy(logits_KV, torch.tensor([5, 6, 8, 9]), reduction="sum")
     assert sbo.loss_sum.item() == pytest.approx(expected.item(), 1e-5)
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [(64, "triton"), (40, "sdpa")])
+def test_a_model_is_placed_with_the_attention_that_suits_its_heads(monkeypatch, hidden, expected):
+    """The back-end used to be chosen before the shape was known, and heads that the kernels lack failed on a GPU."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, _device: self)
+    config = EncoderConfig(
+        vocab_size=20, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = SpanBertForPretraining(config).place(torch.device("cuda"))
+    assert model.encoder.backend == expected

@@ -208,7 +208,7 @@ def test_torch_sees_the_loop_over_lengths_as_python() -> None:
     from spanbert.model import attention
     from spanbert.model.packing import cumulative
 
-    plain, counter = attention._by_length, CompileCounter()
+    plain, counter = attention._LOOP.body, CompileCounter()
     try:
         attention.leave_loop_to_python()
         layer = torch.compile(
@@ -218,6 +218,6 @@ def test_torch_sees_the_loop_over_lengths_as_python() -> None:
             cu_seqlens = cumulative(torch.tensor(lengths))
             layer(torch.randn(sum(lengths), 2, 8), cu_seqlens, max(lengths))
     finally:
-        attention._by_length = plain
+        attention._LOOP.body = plain
         torch._dynamo.reset()
     assert counter.frame_count <= 3
