@@ -40,7 +40,7 @@ from kernels import (
     layer_norm_launch,
 )
 from kernels.attention_config import CAPABILITIES, all_configs, peeled
-from kernels.cross_entropy import IGNORED
+from kernels.cross_entropy_config import IGNORED
 from kernels.device import interpreted
 from kernels.machine_code import MachineCode, read_machine_code
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from kernels.attention import autocast_input
+from kernels.cross_entropy_config import IGNORED
 from kernels.device import runs_triton
 
 #: Rows of logits at a time: enough to fill a GPU with one product, 60 MB in bf16 for a vocabulary of 29k.
 CHUNK = 1024
-#: A target that counts for nothing, as in torch.nn.functional.cross_entropy.
-IGNORED = -100
 
 
 class LinearCrossEntropy(NamedTuple):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.cross_entropy import IGNORED
+from kernels.cross_entropy_config import IGNORED
 from kernels.device import on_device
 
 BLOCK, WARPS = 4096, 8

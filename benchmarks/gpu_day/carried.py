@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.blocks import Blocks
+from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
 
 LIMIT = 64 << 20
@@ -28,7 +29,8 @@ ROWS = 10_000
 
 def pack_blocks(blocks: Blocks, indices: np.ndarray, path: Path) -> int:
     """Write some blocks → tokens written. Raises UserError when an id does not fit 16 bits."""
-    ids, cu_seqlens, _ = blocks.packed(indices)
+    packed, _ = blocks.packed(indices)
+    ids, cu_seqlens = packed.input_ids_T, packed.cu_seqlens
     if len(ids) and ids.max() >= 1 << 16:
         raise UserError(f"{path.name}: token {ids.max()} does not fit the 16 bits of a packed corpus")
     lengths = np.diff(cu_seqlens) - 2
@@ -112,8 +114,12 @@ def unpack(folder: Path, store: Path) -> str:
     if (folder / "model").exists():
         shutil.copytree(folder / "model", store / "model", dirs_exist_ok=True)
     if (folder / "prepare.json").exists():
-        for name in ("prepare.json", "unigram.npy"):
-            shutil.copy(folder / name, corpus)
+        # what is unpacked are other files, and at first a half: sizes, hashes and counts of the original do not hold
+        settings = read_json_object(folder / "prepare.json", "a corpus's settings")
+        settings.pop("files", None)
+        settings.get("report", {}).pop("held_out", None)
+        save_json(settings, corpus / "prepare.json")
+        shutil.copy(folder / "unigram.npy", corpus)
         shutil.copytree(folder / "tokenizer", corpus / "tokenizer", dirs_exist_ok=True)
     said = []
     for split in ("train", "validation"):

@@ -58,8 +58,8 @@ def test_corpus_comes_back_block_by_block(prepared, wheels, tmp_path):
     assert unpack(tmp_path / "carried" / "C", store) == "no corpus carried" and (store / "model").exists()
     for split in ("train", "validation"):
         mine, own = Blocks.open(store / "corpus", split), Blocks.open(prepared, split)
-        for a, b in zip(mine.packed(np.arange(len(mine)))[:2], own.packed(np.arange(len(own)))[:2], strict=True):
-            assert np.array_equal(a, b)
+        a, b = (part.packed(np.arange(len(part)))[0] for part in (mine, own))
+        assert np.array_equal(a.input_ids_T, b.input_ids_T) and np.array_equal(a.cu_seqlens, b.cu_seqlens)
 
 
 def test_too_much_to_carry_is_refused(prepared, wheels, tmp_path):
