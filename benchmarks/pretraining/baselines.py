@@ -1,7 +1,7 @@
 """Who takes part in benchmarks.pretraining.throughput: each is a training step from raw sequences to updated weights.
 
 transformers' BertForMaskedLM is trained as its documentation shows: its token-masking collator, logits at every
-position, fused AdamW. Ours climbs a ladder, one idea a rung, so that a reader sees what each of them buys.
+position, fused AdamW. Ours comes in variants, each with one idea more, so that a reader sees what each of them buys.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Workload:
         return starts
 
 
-class Contender(ABC):
+class Variant(ABC):
     """``step(n)`` is one whole training step on the sequences of step n → its MLM loss, still on the device."""
 
     def __init__(self, work: Workload):
@@ -77,7 +77,7 @@ class Contender(ABC):
     def step(self, number: int) -> Tensor: ...
 
 
-class Transformers(Contender):
+class Transformers(Variant):
     """BertForMaskedLM beside DataCollatorForLanguageModeling (MLM only)."""
 
     def __init__(self, work: Workload, attention: str, compiled: bool):
@@ -108,7 +108,7 @@ class Transformers(Contender):
         return loss.detach()
 
 
-class Rung(nn.Module):
+class ReducedModel(nn.Module):
     """Our model with some of its ideas taken out, MLM only unless ``sbo``."""
 
     def __init__(self, model: SpanBertForPretraining, heads: str, sbo: bool):
@@ -134,11 +134,11 @@ class Rung(nn.Module):
         return loss, loss
 
 
-class Ours(Contender):
-    """A rung of the ladder.
+class Ours(Variant):
+    """Ours with some of its ideas.
 
     heads: "dense" (logits everywhere), "sparse" (on targets), "fused" (loss and gradient in one pass of bounded
-    memory). plain_dropout: F.dropout instead of bytes. backend: of attention and joints, "auto" by the device.
+    memory). plain_dropout: F.dropout instead of bytes. backend: of attention and the fused dropout-add-LayerNorm, "auto" by the device.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Ours(Contender):
         )  # fmt: skip
         model = SpanBertForPretraining(work.shape, resolve_backend(backend, self.device))
         model.sbo.requires_grad_(sbo)
-        self.model = Rung(model, heads, sbo).to(self.device).train()
+        self.model = ReducedModel(model, heads, sbo).to(self.device).train()
         if plain_dropout:
             _use_plain_dropout()
         if compiled:
@@ -183,7 +183,7 @@ class Ours(Contender):
         return mlm.detach()
 
     def fault(self) -> str | None:
-        """None when, without dropout, this rung has the loss of transformers' model with the same weights."""
+        """None when, without dropout, this variant has the loss of transformers' model with the same weights."""
         from transformers import BertConfig, BertForMaskedLM
 
         from spanbert.checkpoint.model_folder import fill_model
@@ -202,7 +202,7 @@ class Ours(Contender):
             expected = theirs(
                 input_ids=batch.packed.input_ids_T.view(count, -1), labels=labels.view(count, -1)
             ).loss.item()
-            found = Rung(ours, self.model.heads, self.model.sbo)(batch)[1].item()
+            found = ReducedModel(ours, self.model.heads, self.model.sbo)(batch)[1].item()
         most = 2e-2 if self.work.precision == "bf16" else 1e-4
         return None if abs(found - expected) <= most * expected else f"MLM loss {found:.5f}, expected {expected:.5f}"
 
@@ -219,13 +219,13 @@ def _use_plain_dropout() -> None:
 class Entry:
     """A line of the table. ``keeps_memory``: its process runs with ``spanbert.device.tune_allocator``."""
 
-    make: Callable[[Workload], Contender]
+    make: Callable[[Workload], Variant]
     keeps_memory: bool = False
     full_objective: bool = False
 
 
 def entries(on_gpu: bool) -> dict[str, Entry]:
-    """All that take part, by name. On a GPU the lower rungs use PyTorch's own fused attention."""
+    """All that take part, by name. On a GPU the variants with fewer ideas use PyTorch's own fused attention."""
     table: dict[str, Entry] = {}
     for attention in ("eager", "sdpa"):
         for compiled in (False, True):

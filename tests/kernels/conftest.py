@@ -33,7 +33,7 @@ def relative_error(x: Tensor, exact: Tensor) -> float:
 
 
 @pytest.fixture
-def within_house_rule() -> Callable[..., bool]:
+def within_error_bound() -> Callable[..., bool]:
     """right(x, plain, exact, factor): x is as good as `factor` times plain PyTorch in the same dtype.
 
     2 for outputs, 3 for gradients, against float64. A quarter of the dtype's epsilon is allowed besides: plain PyTorch is

@@ -54,7 +54,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poisoned, within_house_rule):
+def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poisoned, within_error_bound):
     from kernels import attention_launch
 
     file, old, new, dropout_p = BREAKS[name]
@@ -68,4 +68,4 @@ def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poi
             monkeypatch.setattr(attention_launch, kernel, getattr(broken, kernel))
     peel = "full" in old  # what stands behind the loop
     case = checks.run_case([70, 9], torch.float32, triton_device, poisoned, dropout_p=dropout_p, peel=peel)
-    assert not checks.is_right(case, within_house_rule)
+    assert not checks.is_right(case, within_error_bound)

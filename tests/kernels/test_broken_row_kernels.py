@@ -33,7 +33,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poisoned, within_house_rule):
+def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poisoned, within_error_bound):
     from kernels import layer_norm_launch
 
     old, new = BREAKS[name]
@@ -45,4 +45,4 @@ def test_broken_kernel_is_caught(name, tmp_path, monkeypatch, triton_device, poi
     for kernel in ("layer_norm_forward_kernel", "layer_norm_backward_kernel", "partial_sum_kernel"):
         monkeypatch.setattr(layer_norm_launch, kernel, getattr(broken, kernel))
     with pytest.raises(AssertionError):
-        checks.test_dropout_add_layer_norm(90, 40, 0.3, "fp32", triton_device, poisoned, within_house_rule)
+        checks.test_dropout_add_layer_norm(90, 40, 0.3, "fp32", triton_device, poisoned, within_error_bound)

@@ -25,7 +25,7 @@ def cumulative(lengths: list[int]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("lengths", [[512, 384, 512], [1, 17, 0, 64, 65, 200, 384, 20]], ids=["long", "ragged"])
-def test_attention_as_selected(lengths, head_dim, dtype, dropout_p, within_house_rule):
+def test_attention_as_selected(lengths, head_dim, dtype, dropout_p, within_error_bound):
     cu, total = cumulative(lengths), sum(lengths) + 5
     qkv = torch.randn(total, 3, 3, head_dim, device=CUDA).to(dtype).requires_grad_()
     dout = torch.randn(total, 3, head_dim, device=CUDA).to(dtype)
@@ -40,13 +40,13 @@ def test_attention_as_selected(lengths, head_dim, dtype, dropout_p, within_house
     for index, (mine, plain, exact) in enumerate(
         zip([out, *gradient.unbind(1)], reference(dtype), reference(torch.float64))
     ):
-        assert within_house_rule(mine, plain, exact, 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(mine, plain, exact, 2.0 if index == 0 else 3.0), index
     assert torch.count_nonzero(out[-5:]) == 0 and torch.count_nonzero(gradient[-5:]) == 0
 
 
 @pytest.mark.parametrize("columns", [64, 768, 1024, 5000, 8192])
 @pytest.mark.parametrize("p", [0.0, 0.1])
-def test_dropout_add_layer_norm_in_bf16(columns, p, within_house_rule):
+def test_dropout_add_layer_norm_in_bf16(columns, p, within_error_bound):
     shapes = [(700, columns), (columns,), (700, columns), (columns,), (columns,)]
     inputs = [torch.randn(shape, device=CUDA).bfloat16().requires_grad_() for shape in shapes]
     dy = torch.randn(700, columns, device=CUDA).bfloat16()
@@ -59,7 +59,7 @@ def test_dropout_add_layer_norm_in_bf16(columns, p, within_house_rule):
         return [out, *torch.autograd.grad(out, wide, dy.to(dtype))]
 
     for index, (mine, plain, exact) in enumerate(zip(ours, reference(torch.bfloat16), reference(torch.float64))):
-        assert within_house_rule(mine, plain, exact, 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(mine, plain, exact, 2.0 if index == 0 else 3.0), index
 
 
 def test_same_bits_twice():
@@ -137,7 +137,7 @@ def test_offsets_beyond_31_bits():
     assert torch.allclose(out[-length:], kernels.attention_varlen_qkv(last, own, length), atol=1e-2)
 
 
-def test_cross_entropy_of_a_real_vocabulary(within_house_rule):
+def test_cross_entropy_of_a_real_vocabulary(within_error_bound):
     hidden, weight = (torch.randn(n, 256, device=CUDA).bfloat16().requires_grad_() for n in (1500, 28996))
     bias = torch.randn(28996, device=CUDA, requires_grad=True)
     target = torch.randint(28996, (1500,), device=CUDA)
@@ -154,4 +154,4 @@ def test_cross_entropy_of_a_real_vocabulary(within_house_rule):
     for index, (mine, plain, exact) in enumerate(
         zip([ours, *gradients], reference(torch.bfloat16), reference(torch.float64))
     ):
-        assert within_house_rule(mine.bfloat16(), plain, exact, 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(mine.bfloat16(), plain, exact, 2.0 if index == 0 else 3.0), index

@@ -26,7 +26,7 @@ def gradients(body: Callable[..., Tensor], inputs: tuple[Tensor, ...], dy: Tenso
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "columns", "p"), [(1, 32, 0.0), (37, 200, 0.0), (19, 768, 0.3), (3, 5000, 0.3)])
-def test_dropout_add_layer_norm(rows, columns, p, dtype, triton_device, poisoned, within_house_rule):
+def test_dropout_add_layer_norm(rows, columns, p, dtype, triton_device, poisoned, within_error_bound):
     """Widths that are no power of two, more rows than programs have at once, both gradients, all three sums."""
     from kernels.layer_norm_launch import launch_layer_norm_backward, launch_layer_norm_forward
 
@@ -50,10 +50,10 @@ def test_dropout_add_layer_norm(rows, columns, p, dtype, triton_device, poisoned
 
     plain, exact = (gradients(reference, inputs, dy, kind) for kind in (dtype, torch.float64))
     for index, (mine, cheap, true) in enumerate(zip(ours, plain, exact)):
-        assert within_house_rule(mine.cpu().to(dtype), cheap, true, 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(mine.cpu().to(dtype), cheap, true, 2.0 if index == 0 else 3.0), index
 
 
-def test_plain_layer_norm_through_the_op(triton_device, within_house_rule):
+def test_plain_layer_norm_through_the_op(triton_device, within_error_bound):
     """Strided rows in, fp32 parameters beside fp16 activations, a cotangent of stride 0; a large common offset."""
     import kernels
 
@@ -70,7 +70,7 @@ def test_plain_layer_norm_through_the_op(triton_device, within_house_rule):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bias_gelu(dtype, triton_device, poisoned, within_house_rule):
+def test_bias_gelu(dtype, triton_device, poisoned, within_error_bound):
     from kernels.gelu_kernel import launch_bias_gelu_backward, launch_bias_gelu_forward
 
     dtype = DTYPES[dtype]
@@ -81,11 +81,11 @@ def test_bias_gelu(dtype, triton_device, poisoned, within_house_rule):
     dx, dbias = launch_bias_gelu_backward(dy.to(triton_device), x, bias, poisoned)
     plain, exact = (gradients(bias_gelu_reference, inputs, dy, kind) for kind in (dtype, torch.float64))
     for index, mine in enumerate((y, dx, dbias)):
-        assert within_house_rule(mine.cpu().to(dtype), plain[index], exact[index], 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(mine.cpu().to(dtype), plain[index], exact[index], 2.0 if index == 0 else 3.0), index
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear_cross_entropy(dtype, triton_device, within_house_rule):
+def test_linear_cross_entropy(dtype, triton_device, within_error_bound):
     """A vocabulary that takes two blocks; targets in both and at their edges."""
     import kernels
 
@@ -102,7 +102,7 @@ def test_linear_cross_entropy(dtype, triton_device, within_house_rule):
     plain, exact = (gradients(reference, inputs, torch.ones(()), kind) for kind in (dtype, torch.float64))
     assert loss.correct == ((inputs[0] @ inputs[1].T).float() + inputs[2]).argmax(-1).eq(target).sum()
     for index, (a, b, c) in enumerate(zip(ours, plain, exact)):
-        assert within_house_rule(a.detach().cpu().to(dtype), b.to(dtype), c, 2.0 if index == 0 else 3.0), index
+        assert within_error_bound(a.detach().cpu().to(dtype), b.to(dtype), c, 2.0 if index == 0 else 3.0), index
 
 
 def test_cross_entropy_of_targets_outside_the_vocabulary(triton_device):

@@ -1,4 +1,4 @@
-"""The benchmark's contenders train the same thing, a wrong one is caught, and the table compares within rounds."""
+"""The benchmark's variants train the same thing, a wrong one is caught, and the table compares within rounds."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ WORK = Workload("mini", 32, 64, 200, 0.0, "cpu", "fp32")
 
 
 @pytest.mark.parametrize("name", [n for n in entries(on_gpu=False) if "compiled" not in n])
-def test_contenders_take_steps(name, monkeypatch):
+def test_variants_take_steps(name, monkeypatch):
     monkeypatch.setattr("benchmarks.pretraining.baselines._use_plain_dropout", lambda: None)
-    contender = entries(on_gpu=False)[name].make(WORK)
-    losses = [contender.step(0).item() for _ in range(4)]
+    variant = entries(on_gpu=False)[name].make(WORK)
+    losses = [variant.step(0).item() for _ in range(4)]
     assert 4 < losses[0] < 7, "about ln 200"
-    assert losses[-1] < losses[0] or not isinstance(contender, Ours), "the same batch again and again is learnt"
-    if isinstance(contender, Ours):
-        assert contender.fault() is None
+    assert losses[-1] < losses[0] or not isinstance(variant, Ours), "the same batch again and again is learnt"
+    if isinstance(variant, Ours):
+        assert variant.fault() is None
 
 
-def test_a_contender_that_computes_something_else_is_caught(monkeypatch):
-    contender = Ours(WORK, heads="fused", sbo=True)
+def test_a_variant_that_computes_something_else_is_caught(monkeypatch):
+    variant = Ours(WORK, heads="fused", sbo=True)
     monkeypatch.setattr(
         "spanbert.model.encoder.position_ids", lambda cu_seqlens, total: torch.zeros(total, dtype=torch.int64)
     )
-    assert "expected" in contender.fault()
+    assert "expected" in variant.fault()
 
 
 def test_table_compares_within_rounds():
