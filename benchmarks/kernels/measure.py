@@ -5,7 +5,7 @@
     python -m benchmarks.kernels.measure --baseline runs/before/results.json   # also: what became slower
     python -m benchmarks.kernels.measure --device cpu                          # the suite itself, anywhere
 
-Each provider first reproduces the operation in float64 within the house rule; what fails is named and not timed.
+Each provider first reproduces the operation in float64 within the error bound; what fails is named and not timed.
 Writes results.json, results.csv and plots into --out; `python -m benchmarks.kernels.report` makes a page of them.
 """
 
