@@ -137,7 +137,9 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 def _score(checkpoint: Path) -> float | None:
     """A damaged manifest has no score: the damage is for ``newest_whole`` to name."""
     score = _manifest(checkpoint).get("score")
-    return score if type(score) in (int, float) and math.isfinite(score) else None
+    if isinstance(score, bool) or not isinstance(score, (int, float)):
+        return None
+    return score if math.isfinite(score) else None
 
 
 def find_damage(checkpoint: Path) -> str | None:

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pretrain.inspect.show_masks import MasksConfig, draw_masks, make_masker, render, run_masks, take_marked, width
+from pretrain.inspect.mask_text import render, width
+from pretrain.inspect.show_masks import MasksConfig, draw_masks, make_masker, run_masks, take_marked
 from pretrain.masking.masker import MaskConfig
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
