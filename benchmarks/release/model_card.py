@@ -23,9 +23,17 @@ fine-tuning, for filling spans and for looking at how the objectives work."""
 QA_WHAT = """Extractive question answering: given a question and a text, it points at the answer in the text. The encoder beside it \
 (`encoder/`), fine-tuned: {shape}. {null}"""
 
+READER_WHAT = """Extractive question answering: given a question and a text, it points at the answer in the text: {shape}. {null}
+
+**Whose work it is.** The question-answering stage, its data and its measurements are this project's. The encoder is not: it is all-MiniLM-L6-v2 by the Sentence Transformers team (Apache-2.0), a MiniLM (Wang et al. 2020, by Microsoft) with six of its layers, distilled from BERT and tuned on a billion pairs of sentences. For a model that this project trained from nothing, see `scratch/`."""
+
 NULL_NEVER = "It always answers, also where the text holds no answer."
 NULL_MAY = "It was trained on unanswerable questions too and may say that the text holds no answer."
-CHOSEN_ON = "How sure it must be to decline was chosen on {dev}, so its score there is a little too kind."
+CHOSEN_ON_DEV = "How sure it must be to decline was chosen on {dev}, so its score there is a little too kind."
+CHOSEN_APART = (
+    "How sure it must be to decline was chosen on {held_out}, questions on articles that it was not trained on."
+)
+FORCED = "On a file in which every question has an answer it is made to give one, as such files are scored."
 
 ENCODER_USE = """    spanbert fill "The [SPAN:2] of France is Paris."          # --head mlm, sbo or both
     spanbert masks "Any sentence shows how spans are masked."
@@ -40,11 +48,15 @@ DATA_WIKIPEDIA = """* Pretraining: {inputs}, articles of the English Wikipedia a
 DATA_SQUAD = """* Fine-tuning: {train}, from SQuAD (Rajpurkar et al. 2016, 2018, https://rajpurkar.github.io/SQuAD-explorer/), \
 CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)."""
 
+DATA_ENCODER = """* Encoder: all-MiniLM-L6-v2, Apache-2.0 (https://www.apache.org/licenses/LICENSE-2.0). The list of its training data that comes with it names, beside discussions and web searches, questions of SQuAD's *training* set with their paragraphs, of Natural Questions, TriviaQA and SearchQA, and PAQ, questions that a program made from Wikipedia: paragraphs of SQuAD's development set, which are from there too, may be among them. Their questions and answers are not. BERT itself read all of Wikipedia and BookCorpus."""
+
+DATA_QED = """* Fine-tuning: questions of QED (Lamm et al. 2021), from Natural Questions (Kwiatkowski et al. 2019), over Wikipedia paragraphs, CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/)."""
+
 LICENCE = """The weights are offered under CC BY-SA 4.0, as the texts that they were made from ask of what is made from them; the program \
 around them is under Apache-2.0. Changed against the sources: the texts were cut into subword tokens and turned into weights."""
 
-LIMITS = """Small, English, cased, and from one year's encyclopedia: it knows little about the world and nothing after 2015, it repeats whatever \
-slant its sources have, and its probabilities are not calibrated. Nobody should rely on its answers unread."""
+LIMITS = """Small, English, and from an encyclopedia: it knows little about the world and nothing recent, it repeats whatever \
+slant its sources have. Nobody should rely on its answers unread."""
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -88,7 +100,19 @@ def encoder_card(facts: dict[str, Any]) -> str:
     )
 
 
-def qa_card(facts: dict[str, Any]) -> str:
+def scratch_card(facts: dict[str, Any]) -> str:
+    """Of a question-answering model that began with the bundled encoder."""
+    data = [DATA_WIKIPEDIA.format(**facts), DATA_SQUAD.format(**facts)]
+    return _qa_card(facts, "SpanBERT mini, question answering", QA_WHAT, data)
+
+
+def reader_card(facts: dict[str, Any]) -> str:
+    """Of a question-answering model whose encoder was trained elsewhere."""
+    data = [DATA_ENCODER, DATA_SQUAD.format(**facts), DATA_QED]
+    return _qa_card(facts, "Reader: MiniLM, question answering", READER_WHAT, data)
+
+
+def _qa_card(facts: dict[str, Any], title: str, what: str, data: list[str]) -> str:
     """From the facts that ``benchmarks.release.ship`` gathers for a question-answering model."""
     rows = [_score_row(name, metrics) for name, metrics in facts["scores"].items()]
     if "fp32" in facts:
@@ -97,8 +121,8 @@ def qa_card(facts: dict[str, Any]) -> str:
     return (
         HEADER.format(
             task="question-answering",
-            title="SpanBERT mini, question answering",
-            what=QA_WHAT.format(null=NULL_MAY if facts["null_allowed"] else NULL_NEVER, **facts),
+            title=title,
+            what=what.format(null=NULL_MAY if facts["null_allowed"] else NULL_NEVER, **facts),
         )
         + section("Use", QA_USE, TRANSFORMERS.format(name="BertForQuestionAnswering"))
         + section(
@@ -106,7 +130,7 @@ def qa_card(facts: dict[str, Any]) -> str:
             f"Official exact match and F1 in percent, these bf16 weights, {facts['precision']} arithmetic, one training run "
             f"(seed {facts['seed']}).",
             table(("questions of", "EM", "F1", "questions", "answerable: F1", "unanswerable: F1"), rows),
-            CHOSEN_ON.format(**facts) if facts["null_allowed"] else "",
+            " ".join(_declining(facts)),
             _contamination(facts.get("contamination")),
         )
         + section(
@@ -127,8 +151,14 @@ def qa_card(facts: dict[str, Any]) -> str:
             f"loading the model {facts['cold_start']['load']:.2f} s (best of {facts['cold_start']['runs']} processes each, load "
             f"average {facts['cold_start']['load_average']:.1f}; {facts['machine']}).",
         )
-        + _making(facts, [DATA_WIKIPEDIA.format(**facts), DATA_SQUAD.format(**facts)])
+        + _making(facts, data)
     )
+
+
+def _declining(facts: dict[str, Any]) -> list[str]:
+    if not facts["null_allowed"]:
+        return []
+    return [FORCED, (CHOSEN_APART if facts["held_out"] else CHOSEN_ON_DEV).format(**facts)]
 
 
 TRANSFORMERS = "The folder is in the Hugging Face layout: `transformers.{name}.from_pretrained` reads it as it is."

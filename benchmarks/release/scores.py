@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from finetune.evaluate import Evaluation, evaluate
-from finetune.predict import load_trained
+from finetune.predict import TrainedModel, load_trained
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
-from finetune.tasks.qa.records import Question, read_questions
+from finetune.tasks.qa.records import Question, QuestionFile, read_questions
 from finetune.tasks.qa.task import QATask
 from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
@@ -22,9 +24,11 @@ from pretrain.inspect.fill_template import parse_template
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.metrics import Validation
 from spanbert.checkpoint.model_folder import load_model
+from spanbert.config import read_json_object
 from spanbert.device import choose_device, choose_precision
 from spanbert.distributed import alone
 from spanbert.errors import UserError
+from spanbert.files import write_atomic
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -66,11 +70,35 @@ def load_whole(folder: Path, cls: type, heads: tuple[str, ...]) -> Any:
 
 
 def answer_all(folder: Path, file: Path, limit: int | None = None) -> Evaluation:
-    """Every question of a labelled file; answer offsets are not looked at, for the metrics use texts only."""
-    trained = load_trained(QATask, folder)
-    records = read_questions(file, "evaluate", check_offsets=False).first(limit)
-    questions = trained.task.encode(records, trained.tokenizer, "evaluate")
-    return evaluate(trained.task, trained.model, questions, trained.machine)
+    """Every question of a labelled file; answer offsets are not looked at, for the metrics use texts only.
+
+    Where every question of the file has an answer, the model must give one.
+    """
+    trained, records = _trained_and_records(folder, file, limit)
+    task = trained.task
+    if not records.impossible:
+        task = QATask(dataclasses.replace(task.settings, null_allowed=False))
+    return evaluate(task, trained.model, task.encode(records, trained.tokenizer, "evaluate"), trained.machine)
+
+
+def store_threshold(folder: Path, file: Path, limit: int | None = None) -> float:
+    """Write into the model's settings the null threshold that is best on these questions → it.
+
+    Raises UserError when the file has no question without an answer: then there is nothing to choose by.
+    """
+    trained, records = _trained_and_records(folder, file, limit)
+    if not records.impossible:
+        raise UserError(f"{file} has no question without an answer: a null threshold cannot be chosen on it")
+    task = QATask(dataclasses.replace(trained.task.settings, null_allowed=True))
+    questions = task.encode(records, trained.tokenizer, "evaluate")
+    tuned = evaluate(task, trained.model, questions, trained.machine, tune=True).task
+    config = read_json_object(folder / "config.json", "BERT's keys")
+    write_atomic(folder / "config.json", json.dumps(config | tuned.model_config(), indent=2) + "\n")
+    return float(tuned.settings.null_threshold)
+
+
+def _trained_and_records(folder: Path, file: Path, limit: int | None) -> tuple[TrainedModel[QATask], QuestionFile]:
+    return load_trained(QATask, folder), read_questions(file, "evaluate", check_offsets=False).first(limit)
 
 
 def labelled(file: Path) -> list[Question]:

@@ -1,9 +1,10 @@
 """Put trained models into the package: bf16 folders with model cards, everything in the cards measured on the way.
 
-    python -m benchmarks.release.ship --encoder RUN --qa RUN --dev dev-v1.1.json.gz --also xquad.en.json.gz qed.json.gz \
+    python -m benchmarks.release.ship --encoder RUN --scratch RUN --dev dev-v1.1.json.gz --also xquad.en.json.gz qed.json.gz \
       --corpus wikipedia.txt.xz
+    python -m benchmarks.release.ship --reader RUN --held-out held-out.json.gz --dev dev-v1.1.json.gz --also dev-v2.0.json.gz
 
-Each folder is converted, loaded again, scored as it will be used, and only then put in its place (`spanbert/weights/`), whole or
+One, two or all three may be given; the others stay as they are. Each folder is converted, loaded again, scored as it will be used, and only then put in its place (`spanbert/weights/`), whole or
 not at all. The cards' commands come from the runs' config.json, the cost from their metrics.jsonl. With a corpus, scores are
 given apart for questions whose paragraphs the encoder has read (`benchmarks.release.contamination`).
 """
@@ -29,7 +30,7 @@ import tyro
 
 from benchmarks.finetuning import cold_start
 from benchmarks.release import contamination
-from benchmarks.release.model_card import encoder_card, qa_card
+from benchmarks.release.model_card import encoder_card, reader_card, scratch_card
 from benchmarks.release.provenance import commands, config_of, cost, place, run_of
 from benchmarks.release.scores import (
     answer_all,
@@ -39,6 +40,7 @@ from benchmarks.release.scores import (
     labelled,
     load_whole,
     mistakes,
+    store_threshold,
 )
 from finetune.evaluate import write_evaluation
 from finetune.tasks.qa.commands import FinetuneQAConfig
@@ -57,19 +59,23 @@ from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAns
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import WEIGHTS
 
-MOST_BYTES = 70_000_000
+MOST_BYTES = 80_000_000
 
 
 @dataclass(frozen=True)
 class ShipConfig:
     """Write the bundled models and their cards from run folders."""
 
-    encoder: Path
-    """Run of `spanbert pretrain`."""
-    qa: Path
-    """Run of `spanbert finetune qa`."""
     dev: Path
-    """Labelled questions to score the question-answering model on."""
+    """Labelled questions to score the question-answering models on."""
+    encoder: Path | None = None
+    """Run of `spanbert pretrain`."""
+    scratch: Path | None = None
+    """Run of `spanbert finetune qa` that began with that encoder."""
+    reader: Path | None = None
+    """Run of `spanbert finetune qa` that began with an encoder from elsewhere."""
+    held_out: Path | None = None
+    """Labelled questions that the reader was not trained on, to choose on when it declines to answer."""
     also: tuple[Path, ...] = ()
     """More labelled files."""
     corpus: tuple[str, ...] = ()
@@ -85,22 +91,28 @@ class ShipConfig:
     limit: int | None = None
     """Score on the first N questions of each file only (a rehearsal)."""
     output: Path = WEIGHTS
-    """Folder that gets encoder/ and qa/."""
+    """Folder that gets encoder/, scratch/ and reader/."""
     results: Path | None = None
     """Also write the facts behind the cards here, and the answers to the dev file."""
 
 
 def ship(config: ShipConfig) -> None:
     """Raises UserError when a run is not what it should be, a head is untrained, or the whole is too large."""
-    encoder_run, qa_run = (run_of(path) or path for path in (config.encoder, config.qa))
-    if not isinstance(config_of(encoder_run), PretrainConfig) or not isinstance(config_of(qa_run), FinetuneQAConfig):
-        raise UserError("--encoder wants a run of `spanbert pretrain`, --qa one of `spanbert finetune qa`")
-    facts = {
-        "encoder": put(config.output / "encoder", encoder_run, "pretraining", encoder_card, config, encoder_facts),
-        "qa": put(config.output / "qa", qa_run, "qa", qa_card, config, qa_facts),
+    kinds = {
+        "encoder": Kind(config.encoder, PretrainConfig, "pretraining", encoder_card, encoder_facts),
+        "scratch": Kind(config.scratch, FinetuneQAConfig, "qa", scratch_card, qa_facts),
+        "reader": Kind(config.reader, FinetuneQAConfig, "qa", reader_card, qa_facts),
     }
-    files = (file for kind in facts for file in (config.output / kind).iterdir())  # not what a killed call left
-    size = sum(file.stat().st_size for file in files)
+    given = {name: kind for name, kind in kinds.items() if kind.run is not None}
+    if not given:
+        raise UserError("name at least one run: --encoder, --scratch or --reader")
+    for name, kind in given.items():
+        if not isinstance(config_of(kind.folder), kind.config):
+            stage = "pretrain" if kind.config is PretrainConfig else "finetune qa"
+            raise UserError(f"--{name} wants a run of `spanbert {stage}`")
+    facts = {name: put(config.output / name, kind, config) for name, kind in given.items()}
+    there = (config.output / name for name in kinds if (config.output / name).is_dir())
+    size = sum(file.stat().st_size for folder in there for file in folder.iterdir())  # not what a killed call left
     if config.results is not None:
         write_atomic(config.results / "facts.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     print(f"{config.output}: {size / 1e6:.1f} MB of at most {MOST_BYTES / 1e6:.0f}")
@@ -110,20 +122,30 @@ def ship(config: ShipConfig) -> None:
         )
 
 
-def put(
-    folder: Path,
-    run: Path,
-    task: str,
-    card: Callable[[dict[str, Any]], str],
-    config: ShipConfig,
-    gather: Callable[[Path, Path, ShipConfig], dict[str, Any]],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """One of the folders: from which run it comes, and what is measured and said of it."""
+
+    run: Path | None
+    config: type
+    task: str
+    card: Callable[[dict[str, Any]], str]
+    gather: Callable[[Path, Path, ShipConfig], dict[str, Any]]
+
+    @property
+    def folder(self) -> Path:
+        assert self.run is not None
+        return run_of(self.run) or self.run
+
+
+def put(folder: Path, kind: Kind, config: ShipConfig) -> dict[str, Any]:
     """Convert, measure, describe, and only then replace what was there → the facts of the card."""
+    run = kind.folder
     with atomic_folder(folder) as aside:
         with contextlib.redirect_stdout(io.StringIO()):  # it names a folder that is about to be renamed
-            run_export(ExportConfig(run, aside, dtype="bf16", task=task))
-        facts = origin_facts(run, aside, config) | gather(aside, run, config)
-        (aside / "README.md").write_text(card(facts), encoding="utf-8")
+            run_export(ExportConfig(run, aside, dtype="bf16", task=kind.task))
+        facts = origin_facts(run, aside, config) | kind.gather(aside, run, config)
+        (aside / "README.md").write_text(kind.card(facts), encoding="utf-8")
     print(f"wrote {folder}")
     return facts
 
@@ -170,8 +192,8 @@ def history(run: Path) -> list[Path]:
 def shape_of(folder: Path, model: torch.nn.Module) -> str:
     raw = read_json(folder / "config.json")
     return (
-        f"{raw['num_hidden_layers']} layers of width {raw['hidden_size']}, {raw['num_attention_heads']} heads, a cased "
-        f"vocabulary of {raw['vocab_size']:,} tokens, {count_parameters(model):,} parameters, stored as bf16"
+        f"{raw['num_hidden_layers']} layers of width {raw['hidden_size']}, {raw['num_attention_heads']} heads, "
+        f"{'an uncased' if Tokenizer.load(folder).lowercase else 'a cased'} vocabulary of {raw['vocab_size']:,} tokens, {count_parameters(model):,} parameters, stored as bf16"
     )
 
 
@@ -204,6 +226,8 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
     settings = config_of(run)
     assert isinstance(settings, FinetuneQAConfig)
     train = place(settings.train, run, settings.output)
+    if config.held_out is not None:
+        store_threshold(folder, config.held_out, config.limit)
     evaluations = {}
     for file in (config.dev, *config.also):
         evaluations[file.name] = answer_all(folder, file, config.limit)
@@ -220,6 +244,7 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
             one.train.name for one in map(config_of, history(run)) if isinstance(one, FinetuneQAConfig)
         ),
         "dev": config.dev.name,
+        "held_out": config.held_out.name if config.held_out else None,
         "scores": {name: evaluation.metrics for name, evaluation in evaluations.items()},
         "contamination": seen_before(config, train, predictions),
         "examples": answers_to_examples(folder, config.text.read_text(encoding="utf-8")),

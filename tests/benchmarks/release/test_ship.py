@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def config(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShipC
     (tmp_path / "text.txt").write_text("The canal was opened in 1869.")
     return ShipConfig(
         encoder=work / "pretrained",
-        qa=work / "runs" / "qa",
+        scratch=work / "runs" / "qa",
         dev=DATA / "qa_v1.json",
         also=(DATA / "qa_v2.json",),
         corpus=(str(TEXT),),
@@ -81,22 +82,22 @@ def config(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShipC
 
 def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> None:
     ship(config)
-    for kind, run in (("encoder", config.encoder), ("qa", config.qa)):
+    for kind, run in (("encoder", config.encoder), ("scratch", config.scratch)):
         stored = load_file(config.output / kind / "model.safetensors")
         trained = load_file(run / "model" / "model.safetensors")
         assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
         assert all(torch.equal(tensor, trained[name].bfloat16()) for name, tensor in stored.items())
-    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "qa"]
+    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "scratch"]
 
     facts = json.loads((config.results / "facts.json").read_text())
-    card = (config.output / "qa" / "README.md").read_text(encoding="utf-8")
-    assert f"| qa_v1.json | {facts['qa']['scores']['qa_v1.json']['exact']:.2f} |" in card
+    card = (config.output / "scratch" / "README.md").read_text(encoding="utf-8")
+    assert f"| qa_v1.json | {facts['scratch']['scores']['qa_v1.json']['exact']:.2f} |" in card
     assert "qa_v2.json" in card
     assert "before rounding to bf16" in card
     assert "1.25 s, of which loading the model 0.12 s" in card
     assert "spanbert pretrain blocks --output pretrained --init-from start --steps 6 --batch-size 8 --lr 0.001" in card
     assert "spanbert finetune qa --train qa_v1.json --output qa --init pretrained" in card
-    assert facts["qa"]["contamination"]["train"][0]["paragraphs_whole"] == 2
+    assert facts["scratch"]["contamination"]["train"][0]["paragraphs_whole"] == 2
     assert "qa_v1.json holds 2 of these paragraphs whole" in card, "trained on what it is examined on: the card says it"
     assert "A note." in card
     for words in ("CC BY-SA 3.0", "CC BY-SA 4.0", "It always answers"):
@@ -110,15 +111,19 @@ def test_shipping_writes_whole_bf16_folders_with_cards(config: ShipConfig) -> No
         )
     assert "`The war ended in [SPAN:1].` | SBO |" in encoder
     for text in (card, encoder):
-        assert str(config.qa.parent) not in text
+        assert str(config.scratch.parent) not in text
         assert "wikipedia_articles.txt" in text
 
 
 def test_the_card_of_a_model_that_may_decline(config: ShipConfig) -> None:
     file = DATA / "qa_v2.json"
-    ship(dataclasses.replace(config, qa=config.qa.with_name("qa-2"), dev=file, also=(DATA / "qa_v1.json",), corpus=()))
-    card = (config.output / "qa" / "README.md").read_text(encoding="utf-8")
-    facts = json.loads((config.results / "facts.json").read_text())["qa"]["scores"]
+    ship(
+        dataclasses.replace(
+            config, scratch=config.scratch.with_name("qa-2"), dev=file, also=(DATA / "qa_v1.json",), corpus=()
+        )
+    )
+    card = (config.output / "scratch" / "README.md").read_text(encoding="utf-8")
+    facts = json.loads((config.results / "facts.json").read_text())["scratch"]["scores"]
     assert "may say that the text holds no answer" in card
     assert "was chosen on qa_v2.json" in card
     assert f"| {facts['qa_v2.json']['HasAns_f1']:.2f} | {facts['qa_v2.json']['NoAns_f1']:.2f} |" in card
@@ -127,9 +132,33 @@ def test_the_card_of_a_model_that_may_decline(config: ShipConfig) -> None:
     assert "Fine-tuning: qa_v1.json and qa_v2.json, from SQuAD" in card
 
 
+def test_the_card_of_a_reader_whose_encoder_is_from_elsewhere(config: ShipConfig) -> None:
+    """The threshold is chosen on questions of its own, and stored; a file in which every question has an answer gets
+    one for each. The encoder's makers and its data are named, and no run before the model is made up."""
+    run, file = config.scratch.with_name("reader"), DATA / "qa_v2.json"
+    shutil.copytree(config.scratch.with_name("qa-2"), run, dirs_exist_ok=True)
+    settings = json.loads((run / "config.json").read_text()) | {"init": "start", "output": "runs/reader"}
+    (run / "config.json").write_text(json.dumps(settings))
+    ship(dataclasses.replace(config, encoder=None, scratch=None, reader=run, held_out=file, also=(file,), corpus=()))
+    card = (config.output / "reader" / "README.md").read_text(encoding="utf-8")
+    stored = json.loads((config.output / "reader" / "config.json").read_text())["qa"]
+    facts = json.loads((config.results / "facts.json").read_text())["reader"]
+    assert stored["null_threshold"] == facts["scores"]["qa_v2.json"]["best_f1_threshold"]
+    assert "null_threshold" not in facts["scores"]["qa_v1.json"]
+    assert "chosen on qa_v2.json, questions on articles that it was not trained on" in card
+    assert "spanbert finetune qa --train qa_v2.json --output reader --init start" in card
+    assert "spanbert pretrain" not in card
+    for words in ("all-MiniLM-L6-v2", "Apache-2.0", "SQuAD's *training* set", "QED"):
+        assert words in card
+    with pytest.raises(UserError, match="has no question without an answer"):
+        ship(dataclasses.replace(config, encoder=None, scratch=None, reader=run, held_out=DATA / "qa_v1.json"))
+
+
 def test_a_wrong_kind_of_run_is_refused(config: ShipConfig) -> None:
+    with pytest.raises(UserError, match="name at least one run"):
+        ship(dataclasses.replace(config, encoder=None, scratch=None))
     with pytest.raises(UserError, match="--encoder wants a run of `spanbert pretrain`"):
-        ship(dataclasses.replace(config, encoder=config.qa))
+        ship(dataclasses.replace(config, encoder=config.scratch))
     with pytest.raises(UserError, match=r"config\.json is not that of a run"):
         ship(dataclasses.replace(config, encoder=config.encoder.parent / "start"))
 
@@ -142,11 +171,11 @@ def test_what_is_too_large_is_an_error(config: ShipConfig, monkeypatch: pytest.M
 
 def test_a_failure_leaves_the_old_weights(config: ShipConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     ship(config)
-    before = (config.output / "qa" / "README.md").read_bytes()
+    before = (config.output / "scratch" / "README.md").read_bytes()
     with pytest.raises(UserError, match="no such file"):
         ship(dataclasses.replace(config, dev=config.dev.with_name("absent.json")))
-    assert (config.output / "qa" / "README.md").read_bytes() == before
-    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "qa"]
+    assert (config.output / "scratch" / "README.md").read_bytes() == before
+    assert sorted(file.name for file in config.output.iterdir()) == ["encoder", "scratch"]
 
 
 def test_commands_of_a_run_are_taken_by_the_command_line(work: Path) -> None:
@@ -234,5 +263,5 @@ def test_texts_cannot_break_a_table() -> None:
 
 
 def test_the_cold_start_is_measured_in_processes_of_their_own(config: ShipConfig) -> None:
-    found = measure(config.qa / "model", runs=1)
+    found = measure(config.scratch / "model", runs=1)
     assert 0 < found.load < found.ask
