@@ -70,7 +70,10 @@ def test_a_gzip_file_that_unpacks_to_too_much_is_refused_unread(
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(b" " * 3_000_000))
     monkeypatch.setattr(records, "LARGEST_UNPACKED", 2_999_999)
-    with pytest.raises(UserError, match=r"bomb\.json\.gz: unpacks to more than 2,999,999 bytes.*gunzip"), readable(path):
+    with (
+        pytest.raises(UserError, match=r"bomb\.json\.gz: unpacks to more than 2,999,999 bytes.*gunzip"),
+        readable(path),
+    ):
         pass
     monkeypatch.setattr(records, "LARGEST_UNPACKED", 3_000_000)
     with readable(path) as stream:

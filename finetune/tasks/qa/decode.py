@@ -20,7 +20,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from finetune.tasks.qa.features import TextQuestionSet, Windows
 
-
 JOINER = "\u200d"
 
 
@@ -133,7 +132,9 @@ def _distinct(
     text, base = questions.context_texts[context], int(questions.contexts.bounds[context])
     spans, seen = [], set()
     for score, begin, last in found:
-        from_, to = whole_clusters(text, int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1]))
+        from_, to = whole_clusters(
+            text, int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
+        )
         if text[from_:to] not in seen:
             seen.add(text[from_:to])
             spans.append((score, from_, to))

@@ -54,7 +54,7 @@ class _Collected:
                 continue
             self.ids.append(question.id)
             self.question_texts.append(encoded.ids[: self.max_question])
-            self.cut.append(len(encoded.ids) > self.max_question)
+            self.cut.append(len(encoded.ids) > self.max_question or len(question.text) > PART)
             self.context_of.append(len(self.contexts))
             self.answers.append(span)
             taken.append(place)
@@ -77,7 +77,7 @@ def encode_questions(
 ) -> QuestionSet:
     """Tokenize paragraphs and lay out their windows; texts are not kept."""
     collected = _Collected(config.max_question, malformed)
-    for paragraph, context, asked in _tokenized(paragraphs, tokenizer, config.max_question):
+    for paragraph, context, asked in _tokenized(paragraphs, tokenizer):
         collected.add(paragraph, context, asked)
     contexts, questions = collected.parts()
     windows = Windows.over(questions, contexts, config)
@@ -92,7 +92,7 @@ def encode_with_texts(
     texts: list[str] = []
     offsets = [np.zeros((0, 2), dtype=np.int32)]
     golds: list[tuple[str, ...]] = []
-    for paragraph, context, asked in _tokenized(paragraphs, tokenizer, config.max_question):
+    for paragraph, context, asked in _tokenized(paragraphs, tokenizer):
         taken = collected.add(paragraph, context, asked)
         texts.append(paragraph.context)
         offsets.append(context.offsets)
@@ -111,17 +111,16 @@ def tokens_of(offsets: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
     return first, last
 
 
-def encode_long(tokenizer: Tokenizer, text: str, enough: int | None = None) -> Encoded:
+def encode_long(tokenizer: Tokenizer, text: str) -> Encoded:
     """``tokenizer.encode(text)``, but in bounded memory however long the text is: it is encoded part by part.
 
     The end of a part may cut a word, so a part's last word is encoded again with the next part.
-    enough: stop as soon as there are more tokens than this; the tokens there are stay those of the whole text.
     """
     if tokenizer.added:  # they are found in the text as it stands, and may hold several words
         return tokenizer.encode(text)
     ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
-    begin, size, count = 0, PART, 0
-    while begin < len(text) and (enough is None or count <= enough):
+    begin, size = 0, PART
+    while begin < len(text):
         part = tokenizer.encode(text[begin : begin + size])
         kept, end = len(part.ids), size
         if kept and begin + size < len(text):
@@ -132,25 +131,24 @@ def encode_long(tokenizer: Tokenizer, text: str, enough: int | None = None) -> E
             continue
         ids.append(part.ids[:kept])
         offsets.append(part.offsets[:kept] + begin)
-        begin, size, count = begin + end, PART, count + kept
+        begin, size = begin + end, PART
     return Encoded(np.concatenate(ids), np.concatenate(offsets))
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], enough: int | None = None) -> Iterator[Encoded]:
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoded]:
     """Short texts together, on all cores, and long ones part by part."""
     short = iter(tokenizer.encode_batch([text for text in texts if len(text) <= PART]))
-    return (next(short) if len(text) <= PART else encode_long(tokenizer, text, enough) for text in texts)
+    return (next(short) if len(text) <= PART else encode_long(tokenizer, text) for text in texts)
 
 
 def _tokenized(
-    paragraphs: Iterable[Paragraph], tokenizer: Tokenizer, max_question: int
+    paragraphs: Iterable[Paragraph], tokenizer: Tokenizer
 ) -> Iterator[tuple[Paragraph, Encoded, list[tuple[Question, Encoded]]]]:
-    """Each paragraph with its context and its questions as tokens; of a question at least ``max_question`` + 1, if it
-    has so many."""
+    """Each paragraph with its context and its questions as tokens; of a question, those of its first PART characters."""
     iterator = iter(paragraphs)
     while group := list(itertools.islice(iterator, PARAGRAPHS_AT_ONCE)):
         contexts = _encode(tokenizer, [paragraph.context for paragraph in group])
         questions = [question for paragraph in group for question in paragraph.questions]
-        encoded = _encode(tokenizer, [question.text for question in questions], enough=max_question)
+        encoded = _encode(tokenizer, [question.text[:PART] for question in questions])
         for paragraph, context in zip(group, contexts, strict=True):
             yield paragraph, context, [(question, next(encoded)) for question in paragraph.questions]
