@@ -16,27 +16,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from spanbert.config import WORDS_FOR, kind_of
 from spanbert.errors import UserError
 
 #: What a file is read for: malformed records are skipped in training only, labels are needed except to predict.
 Purpose = Literal["train", "evaluate", "predict"]
 
 
+#: Bytes that a gzip file of labelled records may unpack to; the training file of SQuAD 2.0 has 42 million.
+LARGEST_UNPACKED = 1 << 31
+
+#: No gzip file unpacks to more than this many times its size.
+DEFLATE_RATIO = 1032
+
+
 class MalformedRecord(ValueError):
-    """What is wrong with one record. ``reason`` is the kind, for counts; ``detail`` is what was found in this one."""
+    """What is wrong with one record. ``reason`` is the kind, for counts; ``detail`` is what was found in this one.
+
+    examples: how many are lost with the record: all questions of a paragraph, for instance.
+    """
 
     advice: ClassVar[str] = "correct the record"
 
-    def __init__(self, reason: str, detail: str = ""):
+    def __init__(self, reason: str, detail: str = "", examples: int = 1):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.examples = reason, detail, examples
 
 
 class NoTokens(MalformedRecord):
-    """The tokenizer finds nothing in a text, for instance in one of control characters only."""
+    """The tokenizer finds nothing in a text, for instance in one of control characters only.
 
-    def __init__(self, part: str):
-        super().__init__("no tokens", f"the {part} holds no text")
+    It is noticed after reading, so its examples have been counted as read.
+    """
+
+    def __init__(self, part: str, examples: int = 1):
+        super().__init__("no tokens", f"the {part} holds no text", examples)
+
+
+class NoLabel(MalformedRecord):
+    """The record lacks what a model is to learn, or is to be compared with; without it, it may still be predicted."""
+
+    advice = "labels are needed to train and to evaluate, and none to run `spanbert predict`"
+
+    def __init__(self, field: str):
+        super().__init__(f'missing field "{field}"')
 
 
 @dataclass
@@ -48,25 +71,54 @@ class RecordReport:
 
     path: Path
     strict: bool
+    noun: str = "examples"
     examples: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
+    lost: int = 0
+    """Examples in the skipped records."""
+    unlabelled: int = 0
+    """Skipped records that lack nothing but the label."""
+    first: dict[str, str] = field(default_factory=dict)
+    """Reason → place of the first record that was skipped for it."""
 
     def malformed(self, where: str, error: MalformedRecord) -> None:
         """Note one record. Raises UserError when the report is strict."""
-        line = f"{self.path}: {where}: {error}"
+        line = printable(f"{self.path}: {where}: {error}")
         if self.strict:
             raise UserError(f"{line}; {error.advice}.")
         self.skipped[error.reason] += 1
+        self.first.setdefault(error.reason, printable(where))
+        self.lost += error.examples
+        self.unlabelled += isinstance(error, NoLabel)
+        if isinstance(error, NoTokens):
+            self.examples -= error.examples
         self.lines.append(line)
 
     @property
     def losses(self) -> str:
-        """``; skipped 3 malformed records: 2 × …, 1 × …``, or nothing."""
+        """``; skipped 3 malformed records with 12 questions: 2 × … (first: line 3), 1 × …``, or nothing."""
         if not self.skipped:
             return ""
-        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in self.skipped.most_common())
-        return f"; skipped {sum(self.skipped.values()):,} malformed records: {reasons}"
+        reasons = ", ".join(
+            f"{count:,} × {reason} ({'first: ' if count > 1 else ''}{self.first[reason]})"
+            for reason, count in self.skipped.most_common()
+        )
+        records = sum(self.skipped.values())
+        examples = f" with {self.lost:,} {self.noun}" if self.lost != records else ""
+        return f"; skipped {records:,} malformed {'record' if records == 1 else 'records'}{examples}: {reasons}"
+
+    def nothing_left(self, summary: str) -> UserError:
+        """For a file without a single example that can be used."""
+        advice = f"; {NoLabel.advice}" if self.unlabelled else ""
+        return UserError(f"{self.path}: holds no usable {self.noun}. {summary}{advice}.")
+
+
+def printable(text: str, longest: int = 1000) -> str:
+    """The text on one line, cut where it is very long, and with escapes for what no terminal or file takes."""
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager
@@ -89,11 +141,28 @@ def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
     """`path` as UTF-8 text, gunzipped when it starts with gzip's magic number, whatever its name.
 
     errors: "surrogateescape" for files of many lines, where ``check_text`` then finds the bytes that are not UTF-8.
+    Raises UserError for a gzip file that unpacks to more than LARGEST_UNPACKED bytes, before any of it is kept.
     """
     with path.open("rb") as probe:
         compressed = probe.read(2) == b"\x1f\x8b"
+    if compressed:
+        _check_unpacked(path)
     binary = gzip.open(path, "rb") if compressed else path.open("rb")  # noqa: SIM115 (closed by the wrapper)
     return io.TextIOWrapper(binary, encoding="utf-8-sig", errors=errors, newline="\n")
+
+
+def _check_unpacked(path: Path) -> None:
+    if path.stat().st_size * DEFLATE_RATIO <= LARGEST_UNPACKED:
+        return
+    with gzip.open(path, "rb") as stream:
+        unpacked = 0
+        while part := stream.read(1 << 20):
+            unpacked += len(part)
+            if unpacked > LARGEST_UNPACKED:
+                raise UserError(
+                    f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes, the limit for a gzip file of labelled "
+                    "records; if that is meant, unpack it (gunzip) and give the plain file."
+                )
 
 
 def has(entry: Any, key: str) -> bool:
@@ -103,12 +172,23 @@ def has(entry: Any, key: str) -> bool:
 
 def need(entry: Any, key: str, kind: type) -> Any:
     """entry[key], or MalformedRecord when it is absent or not of `kind`."""
-    if not has(entry, key):
-        raise MalformedRecord("missing field", f'"{key}"')
+    check_object(entry)
+    if key not in entry:
+        raise MalformedRecord(f'missing field "{key}"')
     value = entry[key]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise MalformedRecord("field of the wrong type", f'"{key}" is {type(value).__name__}')
+        raise wrong_type(key, value, "a list" if kind is list else WORDS_FOR[kind])
     return value
+
+
+def check_object(entry: Any) -> None:
+    """MalformedRecord unless it is a JSON object."""
+    if not isinstance(entry, dict):
+        raise MalformedRecord("record is not an object", kind_of(entry))
+
+
+def wrong_type(key: str, value: Any, expected: str) -> MalformedRecord:
+    return MalformedRecord(f'field "{key}" of the wrong type', f"{kind_of(value)}, expected {expected}")
 
 
 def need_text(entry: Any, key: str) -> str:
@@ -121,7 +201,7 @@ def need_text(entry: Any, key: str) -> str:
 def check_text(text: str, key: str) -> None:
     """MalformedRecord unless not blank and encodable (JSON allows lone surrogates; no tokenizer does)."""
     if not text.strip():
-        raise MalformedRecord("empty field", f'"{key}"')
+        raise MalformedRecord(f'empty field "{key}"')
     try:
         text.encode()
     except UnicodeEncodeError as error:

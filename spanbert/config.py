@@ -31,7 +31,7 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
     key without a default that is missing.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{source}: expected a JSON object with the keys of {cls.__name__}, not {_kind(values)}")
+        raise UserError(f"{source}: expected a JSON object with the keys of {cls.__name__}, not {kind_of(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -87,7 +87,7 @@ def read_json_object(path: Path, content: str) -> dict[str, Any]:
     """``read_json`` of a file that must be one object; ``content`` says of what. Raises UserError when it is not."""
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a JSON object with {content}, not {_kind(values)}")
+        raise UserError(f"{path}: expected a JSON object with {content}, not {kind_of(values)}")
     return values
 
 
@@ -97,7 +97,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n") if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -146,9 +146,9 @@ def check_range(config: Any, low: float, high: float, *names: str, above: bool =
         raise UserError(f"{name} is {value!r}: expected {limits}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What JSON calls a value."""
-    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 

@@ -1,25 +1,43 @@
 """Reading texts and their labels. Four formats, plain or gz:
 
 .tsv, .csv     a table whose first line names the columns (TSV without quoting, as GLUE has it)
-JSON lines     objects with a key for the text and one for the label
+JSON           objects with a key for the text and one for the label: a line each, in one list, or in a list "data"
 plain lines    ``label text``, as TREC has them; to predict, each line is a text
+
+Tables that were joined by ``cat`` may repeat their first line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import itertools
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, need, need_text, readable
+from finetune.json_documents import BLANK, Document, documents, first_line
+from finetune.records import (
+    MalformedRecord,
+    NoLabel,
+    Purpose,
+    RecordReport,
+    check_text,
+    has,
+    need_text,
+    printable,
+    readable,
+    wrong_type,
+)
 from spanbert.errors import UserError
 
 STDIN = Path("-")
+JSON_BEGINS = re.compile(r"\{|\[\s*(\{|$)")
+LONGEST_FIELD = 1 << 30  # characters of a text in a .csv
+LONGEST_NUMBER = 100  # digits of a label that is ordered by its value
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,7 @@ class TextFile:
     def labels(self) -> list[str]:
         """Every label that occurs, in order: numbers by their value, then words by the alphabet."""
         found = {text.label for text in self.texts if text.label is not None}
-        return sorted(found, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
+        return sorted(found, key=_label_order)
 
     def summary(self) -> str:
         return f"{self.report.examples:,} texts{self.report.losses}"
@@ -61,13 +79,18 @@ class TextFile:
         return replace(self, texts=self.texts[:limit])
 
 
+def _label_order(label: str) -> tuple[int, int, str]:
+    is_number = label.isdecimal() and len(label) <= LONGEST_NUMBER
+    return (0, int(label), label) if is_number else (1, 0, label)
+
+
 def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = ()) -> TextFile:
     """The texts of ``path``, or of standard input for ``-``.
 
     known: labels there may be; empty when any will do. Raises UserError for a file without the columns or without a
     usable text, and, unless it is read to train on, at the first malformed record.
     """
-    report = RecordReport(path, strict=purpose != "train")
+    report = RecordReport(path, strict=purpose != "train", noun="texts")
     if path == STDIN:
         stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
         texts = _read(path, stream, purpose, columns, report)
@@ -79,6 +102,8 @@ def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str,
     for text in texts:
         try:
             check_text(text.text, columns.text)
+            if text.label is not None:
+                check_text(text.label, columns.label)
             if purpose != "predict" and known and text.label not in known:
                 raise MalformedRecord("unknown label", f"{text.label!r}; the model knows {', '.join(known)}")
         except MalformedRecord as error:
@@ -88,7 +113,7 @@ def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str,
     report.examples = len(kept)
     found = TextFile(kept, report)
     if not kept:
-        raise UserError(f"{path}: holds no usable text. {found.summary()}.")
+        raise report.nothing_left(found.summary())
     return found
 
 
@@ -98,6 +123,7 @@ def _read(
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     labelled = purpose != "predict"
     if kind in (".tsv", ".csv"):
+        csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and 131,072 unless somebody says otherwise
         rows = (
             csv.reader(stream, strict=True) if kind == ".csv" else (line.rstrip("\r\n").split("\t") for line in stream)
         )
@@ -105,9 +131,11 @@ def _read(
             return list(_table(path, rows, labelled, columns, report))
         except csv.Error as error:
             raise UserError(f"{path}: not a CSV file that can be read ({error}).") from None
-    lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(stream, 1) if line.strip()]
-    if lines and lines[0][1].lstrip().startswith("{"):
-        return list(_json_lines(lines, labelled, columns, report))
+    number, first = first_line(stream)
+    if JSON_BEGINS.match(first.strip(BLANK)):
+        return list(_json(documents(path, number, first, stream), labelled, columns, report))
+    text_lines = enumerate(itertools.chain([first], stream), number)
+    lines = [(number, line.rstrip("\r\n")) for number, line in text_lines if line.strip()]
     if not labelled:
         return [LabelledText(number, line, None) for number, line in lines]
     return list(_label_first(lines, report))
@@ -118,14 +146,13 @@ def _table(
 ) -> Iterator[LabelledText]:
     header = next(rows, [])
     wanted = [columns.text, columns.label] if labelled else [columns.text]
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise UserError(
-            f'{path}: has no column "{missing[0]}", only {", ".join(header) or "an empty first line"}; name the columns '
-            "with --text and --label."
-        )
+    for name in wanted:
+        if header.count(name) != 1:
+            found = "no column" if name not in header else "more than one column"
+            names = printable(", ".join(header)) or "an empty first line"
+            raise UserError(f'{path}: has {found} "{name}", only {names}; name the columns with --text and --label.')
     for number, row in enumerate(rows, 2):
-        if not any(row):
+        if not any(row) or row == header:
             continue
         if len(row) != len(header):
             error = MalformedRecord("another number of columns", f"{len(row)}, the first line has {len(header)}")
@@ -135,24 +162,32 @@ def _table(
         yield LabelledText(number, fields[columns.text], fields[columns.label].strip() if labelled else None)
 
 
-def _json_lines(
-    lines: list[tuple[int, str]], labelled: bool, columns: Columns, report: RecordReport
-) -> Iterator[LabelledText]:
-    for number, line in lines:
-        try:
-            entry = json.loads(line)
-            text = need_text(entry, columns.text)
-            yield LabelledText(number, text, _json_label(entry, columns.label) if labelled else None)
-        except json.JSONDecodeError:
-            report.malformed(f"line {number}", MalformedRecord("line is not valid JSON"))
-        except MalformedRecord as error:
-            report.malformed(f"line {number}", error)
+def _json(found: Iterator[Document], labelled: bool, columns: Columns, report: RecordReport) -> Iterator[LabelledText]:
+    """Rows: each a document, or an element of one that is a list or has a list "data". A row is numbered by its line, one
+    of a list by its place there, from 1."""
+    for document in found:
+        if document.broken is not None:
+            report.malformed(f"line {document.line}", document.broken)
+            continue
+        value, place, rows = document.value, "line", [(document.line, document.value)]
+        listed = value["data"] if has(value, "data") and columns.text not in value else value
+        if isinstance(listed, list):
+            place, rows = "row", list(enumerate(listed, 1))
+        for number, row in rows:
+            try:
+                text = need_text(row, columns.text)
+                yield LabelledText(number, text, _json_label(row, columns.label) if labelled else None)
+            except MalformedRecord as error:
+                report.malformed(f"{place} {number}", error)
 
 
 def _json_label(entry: dict[str, Any], key: str) -> str:
-    value = need(entry, key, object)
-    if not isinstance(value, str | int) or value == "":
-        raise MalformedRecord("field of the wrong type", f'"{key}" is {type(value).__name__}')
+    value = entry.get(key)
+    if value is None:
+        raise NoLabel(key)
+    if not isinstance(value, str | int):
+        raise wrong_type(key, value, "a string or a whole number")
+    check_text(str(value), key)
     return str(value)
 
 

@@ -16,14 +16,14 @@ from finetune.tasks.qa.metrics import describe, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.config import check_range, read_json
-from spanbert.errors import UserError
+from spanbert.errors import UserError, note
 from spanbert.files import write_atomic
 from spanbert.weights import qa_model_path
 
 
 @dataclass(frozen=True)
 class FinetuneQAConfig(FinetuneConfig):
-    """Fine-tune on extractive questions: SQuAD 1.1, SQuAD 2.0 or MRQA files, plain or .gz."""
+    """Fine-tune on extractive questions: SQuAD 1.1, SQuAD 2.0 or MRQA files, or flat rows, plain or .gz."""
 
     max_train_questions: int | None = None
     """Train on the first N questions of a shuffle fixed by --shuffle-seed."""
@@ -56,7 +56,7 @@ class EvaluateQAConfig(EvaluateConfig):
     model: Positional[Path]
     """Model or run folder. Left out, the bundled model answers; with --predictions no model does."""
     file: Positional[Path | None] = None
-    """Labelled questions: SQuAD 1.1, SQuAD 2.0 or MRQA, plain or .gz. With only one path given, that is this file."""
+    """Labelled questions: SQuAD 1.1, SQuAD 2.0, MRQA or flat rows, plain or .gz. With only one path given, that is this file."""
     predictions: Path | None = None
     """Score this file (JSON: question id → answer text) instead of running a model."""
     window: int | None = None
@@ -64,17 +64,16 @@ class EvaluateQAConfig(EvaluateConfig):
     stride: int | None = None
     """Step between windows in tokens, instead of the model's own."""
     null_threshold: float | None = None
-    """Threshold for answering nothing, instead of the one stored in the model."""
+    """Answer nothing when the score of that exceeds the best answer's by more than this, instead of the threshold stored in the model; a model that otherwise always answers may then answer nothing, too."""
     ignore_offsets: bool = False
     """Accept answers whose text is not at its character offset (the metrics use texts only)."""
 
-    def changed(self, task: QATask, folder: Path) -> QATask:
-        """The task with these options in place of the model's settings. UserError where one has no meaning."""
-        if self.null_threshold is not None and not task.settings.null_allowed:
-            raise UserError(f"{folder} was not trained on unanswerable questions: --null-threshold has no meaning.")
-        options = {name: getattr(self, name) for name in ("window", "stride", "null_threshold")}
+    def changed(self, task: QATask) -> QATask:
+        """The task with these options in place of the model's settings."""
+        options = {name: getattr(self, name) for name in ("window", "stride")}
         changes = {name: value for name, value in options.items() if value is not None}
-        return QATask(replace(task.settings, **changes), check_offsets=not self.ignore_offsets)
+        settings = replace(with_threshold(task, self.null_threshold).settings, **changes)
+        return QATask(settings, check_offsets=not self.ignore_offsets)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,23 @@ class PredictQAConfig(PredictConfig):
     """Answer the questions of a file: JSON lines of id, answer, its character offsets, probability and null odds."""
 
     file: Positional[Path]
-    """Questions: SQuAD or MRQA, plain or .gz. Answers are not needed, and not looked at."""
+    """Questions: SQuAD, MRQA or flat rows, plain or .gz. Answers are not needed, and not looked at."""
+    null_threshold: float | None = None
+    """Answer nothing when the score of that exceeds the best answer's by more than this, instead of the threshold stored in the model; a model that otherwise always answers may then answer nothing, too."""
+
+
+def with_threshold(task: QATask, threshold: float | None) -> QATask:
+    """The task with the null threshold that a command was given; whoever gives one wants questions declined.
+
+    Raises UserError for one that is not a number.
+    """
+    if threshold is None:
+        return task
+    if not math.isfinite(threshold):
+        raise UserError(f"--null-threshold {threshold}: give a finite number.")
+    if not task.settings.null_allowed:
+        note("the model may answer nothing, for --null-threshold is given; it was not known to be trained for that")
+    return replace(task, settings=replace(task.settings, null_allowed=True, null_threshold=threshold))
 
 
 def run_finetune(config: FinetuneQAConfig) -> None:
@@ -99,7 +114,7 @@ def run_evaluate(config: EvaluateQAConfig) -> None:
         raise UserError(f"give a labelled file too: spanbert evaluate qa {config.model} FILE")
     folder, file = (config.model, config.file) if config.file is not None else (qa_model_path(), config.model)
     trained = predict.load_configured(QATask, folder, config)
-    task = config.changed(trained.task, folder)
+    task = config.changed(trained.task)
     task.check(trained.model.config.max_position_embeddings)
     changed: TrainedModel[QATask] = replace(trained, task=task)
     evaluate.run_evaluate(changed, file, config.output, config.limit)
@@ -107,7 +122,9 @@ def run_evaluate(config: EvaluateQAConfig) -> None:
 
 def run_predict(config: PredictQAConfig) -> None:
     """Print or write the answers to all questions of a file."""
-    predict.run_predict(predict.load_configured(QATask, config.model, config), config.file, config.output, config.limit)
+    trained = predict.load_configured(QATask, config.model, config)
+    changed = replace(trained, task=with_threshold(trained.task, config.null_threshold))
+    predict.run_predict(changed, config.file, config.output, config.limit)
 
 
 def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:

@@ -3,11 +3,15 @@
 A span is scored start logit + end logit. Every pair with end ≥ start and at most `max_answer` tokens is looked at,
 not only pairs of the best starts and ends, so the n-best list is exact. A start counts in one window only, the one
 with most context around it (see `Windows.owned`), so no span comes twice.
+
+Tokens need not end where characters do, as people see them: where accents are stripped, the accent of "e" + U+0301
+belongs to no token. An answer begins and ends with whole ones.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +19,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from finetune.tasks.qa.features import TextQuestionSet, Windows
+
+JOINER = "\u200d"
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ def best_pairs(start_N: np.ndarray, end_M: np.ndarray, max_answer: int, n_best: 
     Returns (starts, ends, scores), each of min(n_best, number of pairs); ties go to the earlier, then shorter span.
     """
     starts = len(start_N)
+    max_answer = min(max_answer, len(end_M))
     padded = np.concatenate([end_M, np.full(max_answer, -np.inf, dtype=end_M.dtype)])
     scores = (start_N[:, None] + sliding_window_view(padded, max_answer)[:starts]).ravel()
     keep = min(n_best, scores.size)
@@ -125,13 +132,40 @@ def _distinct(
     text, base = questions.context_texts[context], int(questions.contexts.bounds[context])
     spans, seen = [], set()
     for score, begin, last in found:
-        from_, to = int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
+        from_, to = whole_clusters(
+            text, int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
+        )
         if text[from_:to] not in seen:
             seen.add(text[from_:to])
             spans.append((score, from_, to))
         if len(spans) == n_best:
             break
     return spans
+
+
+def whole_clusters(text: str, start: int, end: int) -> tuple[int, int]:
+    """The least stretch of whole clusters that holds text[start:end].
+
+    A cluster is a character with the combining marks, variation selectors and skin tones that follow it, and emoji that
+    are joined by U+200D (the part of UAX #29, "Unicode Text Segmentation", that tokens can cut).
+    """
+    while end < len(text) and _continues(text, end):
+        end += 1
+    while start > 0 and _continues(text, start) and not text[start - 1].isspace():
+        start -= 1
+    return start, end
+
+
+def _continues(text: str, place: int) -> bool:
+    """Whether the character there belongs to the cluster of the one before it."""
+    character = text[place]
+    if character < "\u0300":
+        return False
+    if unicodedata.category(character)[0] == "M" or "\U0001f3fb" <= character <= "\U0001f3ff":
+        return True
+    if character == JOINER:
+        return place + 1 < len(text) and unicodedata.category(text[place + 1]) == "So"
+    return text[place - 1] == JOINER and place > 1 and unicodedata.category(character) == "So"
 
 
 def softmax(scores: list[float]) -> list[float]:

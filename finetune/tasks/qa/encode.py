@@ -19,6 +19,9 @@ Malformed = Callable[[str, MalformedRecord], None]
 
 PARAGRAPHS_AT_ONCE = 256
 
+#: Characters of a text that the tokenizer sees at once, except for longer words: it takes some 150 bytes for each.
+PART = 1 << 16
+
 
 @dataclass
 class _Collected:
@@ -37,7 +40,7 @@ class _Collected:
         """→ places in the paragraph of the questions that were taken."""
         taken = []
         if not len(context.ids):
-            self.malformed(paragraph.place, NoTokens("context"))
+            self.malformed(paragraph.place, NoTokens("context", len(paragraph.questions)))
         for place, (question, encoded) in enumerate(questions):
             span = tokens_of(context.offsets, question.spans[0]) if question.spans else (-1, -1)
             where = f"{paragraph.place}, id {question.id}"
@@ -51,7 +54,7 @@ class _Collected:
                 continue
             self.ids.append(question.id)
             self.question_texts.append(encoded.ids[: self.max_question])
-            self.cut.append(len(encoded.ids) > self.max_question)
+            self.cut.append(len(encoded.ids) > self.max_question or len(question.text) > PART)
             self.context_of.append(len(self.contexts))
             self.answers.append(span)
             taken.append(place)
@@ -108,14 +111,44 @@ def tokens_of(offsets: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
     return first, last
 
 
+def encode_long(tokenizer: Tokenizer, text: str) -> Encoded:
+    """``tokenizer.encode(text)``, but in bounded memory however long the text is: it is encoded part by part.
+
+    The end of a part may cut a word, so a part's last word is encoded again with the next part.
+    """
+    if tokenizer.added:  # they are found in the text as it stands, and may hold several words
+        return tokenizer.encode(text)
+    ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+    begin, size = 0, PART
+    while begin < len(text):
+        part = tokenizer.encode(text[begin : begin + size])
+        kept, end = len(part.ids), size
+        if kept and begin + size < len(text):
+            kept = int(np.flatnonzero(tokenizer.starts_word[part.ids])[-1])
+            end = int(part.offsets[kept, 0])
+        if not end:  # one word, longer than the part
+            size *= 2
+            continue
+        ids.append(part.ids[:kept])
+        offsets.append(part.offsets[:kept] + begin)
+        begin, size = begin + end, PART
+    return Encoded(np.concatenate(ids), np.concatenate(offsets))
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[Encoded]:
+    """Short texts together, on all cores, and long ones part by part."""
+    short = iter(tokenizer.encode_batch([text for text in texts if len(text) <= PART]))
+    return (next(short) if len(text) <= PART else encode_long(tokenizer, text) for text in texts)
+
+
 def _tokenized(
     paragraphs: Iterable[Paragraph], tokenizer: Tokenizer
 ) -> Iterator[tuple[Paragraph, Encoded, list[tuple[Question, Encoded]]]]:
-    """Each paragraph with its context and its questions as tokens."""
+    """Each paragraph with its context and its questions as tokens; of a question, those of its first PART characters."""
     iterator = iter(paragraphs)
     while group := list(itertools.islice(iterator, PARAGRAPHS_AT_ONCE)):
-        contexts = tokenizer.encode_batch([paragraph.context for paragraph in group])
+        contexts = _encode(tokenizer, [paragraph.context for paragraph in group])
         questions = [question for paragraph in group for question in paragraph.questions]
-        encoded = iter(tokenizer.encode_batch([question.text for question in questions]))
+        encoded = _encode(tokenizer, [question.text[:PART] for question in questions])
         for paragraph, context in zip(group, contexts, strict=True):
             yield paragraph, context, [(question, next(encoded)) for question in paragraph.questions]

@@ -31,6 +31,11 @@ class WindowConfig:
     max_question: int = 64
     """Tokens of the question that are kept; cut questions are counted and reported."""
 
+    @property
+    def room(self) -> int:
+        """Context tokens of a window whose question is as long as may be."""
+        return self.window - self.max_question - SPECIALS
+
     def check(self, max_positions: int) -> None:
         """UserError unless every window fits the encoder and consecutive windows of any question overlap."""
         if self.window > max_positions:
@@ -39,10 +44,9 @@ class WindowConfig:
             )
         if self.stride < 1 or self.max_question < 1:
             raise UserError(f"stride {self.stride} and max-question {self.max_question} must both be at least 1 token.")
-        room = self.window - self.max_question - SPECIALS
-        if self.stride >= room:
+        if self.stride >= self.room:
             raise UserError(
-                f"stride {self.stride} must be below {room} (window {self.window} − question {self.max_question} − "
+                f"stride {self.stride} must be below {self.room} (window {self.window} − question {self.max_question} − "
                 f"{SPECIALS} special tokens), or text between windows would never be seen; lower --stride or raise --window."
             )
 

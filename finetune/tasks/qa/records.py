@@ -1,4 +1,8 @@
-"""Reading extractive QA files: SQuAD 1.1 and 2.0 (one JSON object) and MRQA (one JSON object a line), plain or gz.
+"""Reading extractive QA files, plain or gz:
+
+SQuAD 1.1, 2.0   an object whose "data" is a list of articles, each of paragraphs, each of a context and questions
+MRQA             a line for each context, with its questions; the first line may be a header
+flat rows        a row for each question, with its context, as the Hugging Face sets have them: lines, a list, or in "data"
 
 Every record is checked before anything is made of it. A malformed one is named by article, paragraph and question
 id; what the file is read for says whether that ends the command or is skipped and counted (``finetune.records``).
@@ -7,15 +11,27 @@ id; what the file is read for says whether that ends the command or is skipped a
 from __future__ import annotations
 
 import io
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from finetune.records import MalformedRecord, Purpose, RecordReport, has, need, need_text, readable
+from finetune.json_documents import documents, first_line
+from finetune.records import (
+    MalformedRecord,
+    NoLabel,
+    Purpose,
+    RecordReport,
+    check_object,
+    check_text,
+    has,
+    need,
+    need_text,
+    readable,
+    wrong_type,
+)
 from finetune.tasks.qa.metrics import normalize_answer
 from spanbert.errors import UserError
 
@@ -46,11 +62,13 @@ class Paragraph:
     number: int
     context: str
     questions: tuple[Question, ...]
+    where: str = ""
+    """Where it stands in its file, if not in an article of SQuAD's."""
 
     @property
     def place(self) -> str:
         """For messages."""
-        return f'article "{self.article}", paragraph {self.number}'
+        return self.where or f'article "{self.article}", paragraph {self.number}'
 
 
 class AnswerNotAtOffset(MalformedRecord):
@@ -59,7 +77,7 @@ class AnswerNotAtOffset(MalformedRecord):
     advice = "correct the record, or say --ignore-offsets to score by answer texts alone"
 
     def __init__(self, answer: str, place: str, found: str):
-        super().__init__("answer not at its offset", f"{answer!r} at {place}, found {found!r} there")
+        super().__init__("answer not at its offset", f"{answer[:80]!r} at {place}, found {found[:80]!r} there")
 
 
 @dataclass
@@ -106,13 +124,23 @@ def read_questions(path: Path, purpose: Purpose, *, check_offsets: bool = True) 
     on, at the first malformed record. To predict, questions need no answers, and those there are are not looked at.
     """
     path = Path(path)
-    reader = _Reader(RecordReport(path, strict=purpose != "train"), purpose == "predict", check_offsets)
+    report = RecordReport(path, strict=purpose != "train", noun="questions")
+    reader = _Reader(report, purpose == "predict", check_offsets)
     with readable(path) as stream:
-        paragraphs = list(reader.paragraphs(path, stream))
-    found = QuestionFile(paragraphs, reader.report)
-    if not reader.report.examples:
-        raise UserError(f"{path}: holds no usable question. {found.summary()}.")
+        paragraphs = [_joined(list(rows)) for _, rows in groupby(reader.paragraphs(path, stream), key=_context_of)]
+    found = QuestionFile(paragraphs, report)
+    if not report.examples:
+        raise report.nothing_left(found.summary())
     return found
+
+
+def _context_of(paragraph: Paragraph) -> tuple[str, int, str]:
+    """The same for neighbouring rows about one context."""
+    return paragraph.article, paragraph.number, paragraph.context
+
+
+def _joined(rows: list[Paragraph]) -> Paragraph:
+    return replace(rows[0], questions=tuple(question for row in rows for question in row.questions))
 
 
 class Parse(Protocol):
@@ -139,65 +167,64 @@ class _Reader:
     seen: set[str] = field(default_factory=set)
 
     def paragraphs(self, path: Path, stream: io.TextIOBase) -> Iterator[Paragraph]:
-        first = stream.readline()
-        try:
-            head = json.loads(first)
-        except json.JSONDecodeError:
-            head = None  # a SQuAD file written over several lines, or not JSON at all
-        if isinstance(head, dict) and "data" not in head and ("header" in head or "context" in head):
-            yield from self._mrqa(path.name, first, stream)
-            return
-        if head is None:
-            try:
-                head = json.loads(first + stream.read())
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: not valid JSON: {error}.") from None
-        if not isinstance(head, dict) or not isinstance(head.get("data"), list):
-            raise UserError(f'{path}: neither SQuAD (an object with a list "data") nor MRQA (a line per context).')
-        yield from self._squad(head["data"])
-
-    def _squad(self, articles: list[Any]) -> Iterator[Paragraph]:
-        for place, article in enumerate(articles):
-            where = f"article {place}"
-            try:
-                title = str(need(article, "title", str)) if has(article, "title") else where
-                where = f'article "{title}"'
-                paragraphs = need(article, "paragraphs", list)
-            except MalformedRecord as error:
-                self.report.malformed(where, error)
-                continue
-            for number, paragraph in enumerate(paragraphs):
-                yield from self._paragraph(
-                    Place(f"{where}, paragraph {number}", title, number), paragraph, _squad_question
+        """Those with a usable question. A row about one question is a paragraph with that one."""
+        dataset = path.name
+        for count, document in enumerate(documents(path, *first_line(stream), stream)):
+            entry, line = document.value, f"line {document.line}"
+            if document.broken is not None:
+                self.report.malformed(line, document.broken)
+            elif isinstance(entry, list) and (count or not entry or isinstance(entry[0], dict)):
+                yield from self._data(entry, f"{line}, " if count else "")
+            elif has(entry, "data") and isinstance(entry["data"], list):
+                yield from self._data(entry["data"], f"{line}, " if count else "")
+            elif has(entry, "header"):  # of MRQA; joined files have several
+                header = entry["header"]
+                dataset = _title(header.get("dataset")) or path.name if isinstance(header, dict) else path.name
+            elif has(entry, "question") and "qas" not in entry:
+                yield from self._row(line, entry)
+            elif count or has(entry, "context"):
+                place = Place(f'article "{dataset[:80]}", {line}', dataset, document.line - 1)
+                yield from self._paragraph(place, entry, _mrqa_question)
+            else:
+                raise UserError(
+                    f'{path}: neither SQuAD (an object with a list "data"), nor MRQA (a line per context), nor rows with '
+                    '"question" and "context".'
                 )
 
-    def _mrqa(self, title: str, first: str, stream: io.TextIOBase) -> Iterator[Paragraph]:
-        line, number = first, 0
-        while line:
-            where = f"line {number + 1}"
-            if line.strip():
-                try:
-                    entry = json.loads(line)
-                    if not isinstance(entry, dict):
-                        raise MalformedRecord("line is not an object")
-                except json.JSONDecodeError:
-                    self.report.malformed(where, MalformedRecord("line is not valid JSON"))
-                except MalformedRecord as error:
-                    self.report.malformed(where, error)
-                else:
-                    if number == 0 and "header" in entry:
-                        header = entry["header"]
-                        title = str(header.get("dataset", title)) if isinstance(header, dict) else title
-                    else:
-                        place = Place(f'article "{title}", {where}', title, number)
-                        yield from self._paragraph(place, entry, _mrqa_question)
-            line, number = stream.readline(), number + 1
+    def _data(self, entries: list[Any], document: str) -> Iterator[Paragraph]:
+        """Articles, or flat rows. document: of several in a file, which one."""
+        for number, entry in enumerate(entries):
+            if isinstance(entry, dict) and "paragraphs" not in entry and ("question" in entry or "context" in entry):
+                yield from self._row(f"{document}row {number}", entry)
+                continue
+            title = _title(entry.get("title")) if isinstance(entry, dict) else ""
+            where = f'{document}article "{title[:80]}"' if title else f"{document}article {number}"
+            try:
+                paragraphs = need(entry, "paragraphs", list)
+            except MalformedRecord as error:
+                error.examples = 0  # as far as anybody knows
+                self.report.malformed(where, error)
+                continue
+            for place, paragraph in enumerate(paragraphs):
+                yield from self._paragraph(
+                    Place(f"{where}, paragraph {place}", title or where, place), paragraph, _squad_question
+                )
+
+    def _row(self, where: str, row: dict[str, Any]) -> Iterator[Paragraph]:
+        article = _title(row.get("title")) or self.report.path.name
+        yield from self._paragraph(Place(where, article, 0), {**row, "qas": [row]}, _squad_question)
 
     def _paragraph(self, place: Place, entry: Any, parse: Parse) -> Iterator[Paragraph]:
         try:
-            context = need_text(entry, "context")
             entries = need(entry, "qas", list)
         except MalformedRecord as error:
+            error.examples = 0  # as far as anybody knows
+            self.report.malformed(place.where, error)
+            return
+        try:
+            context = need_text(entry, "context")
+        except MalformedRecord as error:
+            error.examples = len(entries)
             self.report.malformed(place.where, error)
             return
         questions = []
@@ -205,7 +232,7 @@ class _Reader:
             label = f"{place.where}, question {number}"
             try:
                 question_id = need_id(item)
-                label = f"{place.where}, id {question_id}"
+                label = f"{place.where}, id {question_id[:80]}"
                 if question_id in self.seen:
                     raise MalformedRecord("duplicate id")
                 if self.without_answers:
@@ -219,30 +246,47 @@ class _Reader:
             self.report.examples += 1
             questions.append(question)
         if questions:
-            yield Paragraph(place.article, place.number, context, tuple(questions))
+            yield Paragraph(place.article, place.number, context, tuple(questions), place.where)
+
+
+def _title(value: Any) -> str:
+    """What a file calls an article; "" where that is no name. It is for messages alone, so nothing is wrong about it."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
 def need_id(entry: Any) -> str:
     """The question's id: `id` in SQuAD, `qid` in MRQA, a string or a whole number."""
-    for key in ("qid", "id"):  # an MRQA question has both, and there "id" is often empty
-        if has(entry, key):
-            value = entry[key]
-            if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-                raise MalformedRecord("field of the wrong type", f'"{key}" is {type(value).__name__}')
-            return str(value)
-    raise MalformedRecord("missing field", '"id"')
+    check_object(entry)
+    given = [
+        key for key in ("qid", "id") if entry.get(key) not in (None, "")
+    ]  # MRQA has both; there "id" is often empty
+    key = given[0] if given else "qid" if "qid" in entry else "id"
+    if key not in entry:
+        raise MalformedRecord('missing field "id"')
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise wrong_type(key, value, "a string or a whole number")
+    check_text(str(value), key)
+    return str(value)
 
 
 def _squad_question(question_id: str, entry: dict[str, Any], context: str, check_offsets: bool) -> Question:
     text = need_text(entry, "question")
-    answers = need(entry, "answers", list)
-    impossible = need(entry, "is_impossible", bool) if "is_impossible" in entry else False
+    impossible = need(entry, "is_impossible", bool) if "is_impossible" in entry else None
+    answers = entry.get("answers")
+    if answers is None and not impossible:
+        raise NoLabel("answers")
+    if isinstance(answers, dict):  # as in flat rows, where two empty lists say that there is no answer
+        impossible = impossible is not False if not answers.get("text") else impossible
+        answers = _from_columns(answers)
+    elif answers is not None:
+        answers = need(entry, "answers", list)
     if impossible and answers:
         raise MalformedRecord("contradiction", "is_impossible is true, yet there are answers")
     if not answers and not impossible:
         raise MalformedRecord("no answer", "answers is empty, yet is_impossible is not true")
     golds, spans = [], []
-    for answer in answers:
+    for answer in answers or []:
         gold = need_text(answer, "text")
         start = need(answer, "answer_start", int)
         golds.append(gold)
@@ -254,15 +298,27 @@ def _squad_question(question_id: str, entry: dict[str, Any], context: str, check
     return Question(question_id, text, tuple(golds), tuple(spans))
 
 
+def _from_columns(answers: dict[str, Any]) -> list[dict[str, Any]]:
+    """An object of two lists as SQuAD's list of objects."""
+    texts, starts = need(answers, "text", list), need(answers, "answer_start", list)
+    if len(texts) != len(starts):
+        lengths = f"{len(texts)} of text, {len(starts)} of answer_start"
+        raise MalformedRecord('lists of different lengths in "answers"', lengths)
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+
+
 def _mrqa_question(question_id: str, entry: dict[str, Any], context: str, check_offsets: bool) -> Question:
     text = need_text(entry, "question")
+    for label in ("detected_answers", "answers"):
+        if entry.get(label) is None:
+            raise NoLabel(label)
     spans = []
     for answer in need(entry, "detected_answers", list):
         label = need_text(answer, "text")
         pairs = need(answer, "char_spans", list)
         for pair in pairs:
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)):
-                raise MalformedRecord("field of the wrong type", f"char_spans holds {pair!r}, not [first, last]")
+                raise MalformedRecord('field "char_spans" of the wrong type', "expected pairs [first, last]")
             first, last = pair  # MRQA counts the last character in
             found = context[first : last + 1] if 0 <= first <= last else ""
             # MRQA found its spans by normalised search: case, articles and accents may differ from the text.

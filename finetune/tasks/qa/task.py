@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -22,6 +24,7 @@ from finetune.tasks.qa.features import QuestionSet, TextQuestionSet, WindowConfi
 from finetune.tasks.qa.metrics import describe, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from spanbert.config import from_dict, to_dict
+from spanbert.errors import note
 from spanbert.model.batch import PackedBatch
 from spanbert.model.models import SpanBertForQuestionAnswering, SpanBertModel
 from spanbert.model.packing import unpack
@@ -56,6 +59,36 @@ class QASettings:
         return self.null_threshold if self.null_allowed else None
 
 
+#: How models that were trained on SQuAD 2.0 elsewhere are called, and how the data set is called there.
+SQUAD_2 = re.compile(r"squad[-_]?v?2(?!\d)", re.IGNORECASE)
+
+LONGEST_CARD = 1 << 20  # bytes of a README.md that are looked at
+
+
+def default_settings(max_positions: int) -> QASettings:
+    """For a model that brings none: the usual ones, smaller where it has few positions."""
+    window = min(QASettings.window, max_positions)
+    settings = QASettings(window)
+    if settings.stride < settings.windows.room:
+        return settings
+    settings = replace(settings, max_question=max(1, min(settings.max_question, window // 4)))
+    return replace(settings, stride=max(1, settings.windows.room // 2))
+
+
+def squad_2_evidence(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """What says that a model of another program was trained on unanswerable questions; None when nothing does."""
+    folder = folder.resolve()
+    name = folder.parent.parent.name if folder.parent.name == "snapshots" else folder.name  # the Hub's cache
+    if SQUAD_2.search(name):
+        return f"its name, {name!r}, says SQuAD 2"
+    if SQUAD_2.search(str(config.get("_name_or_path", ""))):
+        return f'"_name_or_path" in its config.json, {config["_name_or_path"]!r}, says SQuAD 2'
+    with contextlib.suppress(OSError), (folder / "README.md").open("rb") as card:
+        if found := SQUAD_2.search(card.read(LONGEST_CARD).decode("utf-8", "replace")):
+            return f"its README.md says {found[0]!r}"
+    return None
+
+
 @dataclass(frozen=True)
 class QATask:
     """See ``finetune.task.Task``."""
@@ -72,7 +105,20 @@ class QATask:
     def of_model(cls, config: Mapping[str, Any], max_positions: int, source: str) -> Self:
         if cls.name in config:
             return cls(from_dict(QASettings, config[cls.name], f'{source}: "{cls.name}"'))
-        return cls(QASettings(window=min(QASettings.window, max_positions)))
+        folder = Path(source).parent
+        settings, evidence = default_settings(max_positions), squad_2_evidence(folder, config)
+        if settings.stride != QASettings.stride:
+            note(
+                f"{folder} has {max_positions} positions and no settings for questions: window {settings.window}, "
+                f"stride {settings.stride}, at most {settings.max_question} tokens of a question"
+            )
+        if evidence:
+            note(
+                f"{folder} may answer nothing, for {evidence}; the null threshold is 0 unless --null-threshold is given"
+            )
+        else:
+            note(f"{folder} always answers: nothing in it says SQuAD 2; with --null-threshold it may answer nothing")
+        return cls(replace(settings, null_allowed=evidence is not None))
 
     def check(self, max_positions: int) -> None:
         self.settings.windows.check(max_positions)

@@ -81,14 +81,14 @@ def test_training_skips_counts_and_names_malformed_records(tmp_path: Path) -> No
     assert pairs(found) == [("fine", "1")]
     assert found.report.skipped == {
         "line is not valid JSON": 1,
-        "missing field": 1,
-        "empty field": 1,
-        "field of the wrong type": 1,
+        'missing field "mood"': 1,
+        'empty field "sentence"': 1,
+        'field "mood" of the wrong type': 1,
         "not UTF-8": 1,
         "lone surrogate": 1,
     }
     assert "skipped 6 malformed records" in found.summary()
-    with pytest.raises(UserError, match=r"t\.jsonl: line 2: line is not valid JSON; correct the record"):
+    with pytest.raises(UserError, match=r"t\.jsonl: line 2: line is not valid JSON: .*; correct the record"):
         read_texts(path, "evaluate", COLUMNS)
 
 
@@ -98,7 +98,7 @@ def test_training_skips_counts_and_names_malformed_records(tmp_path: Path) -> No
         ("t.tsv", "text\tlabel\na\tb\n", 'no column "sentence", only text, label; name the columns with --text'),
         ("t.tsv", "sentence\tmood\na\n", "line 2: another number of columns: 1, the first line has 2"),
         ("t.csv", 'sentence,mood\n"a,b\n', "not a CSV file"),
-        ("t.txt", "", "no usable text"),
+        ("t.txt", "", "no usable texts"),
         ("t.txt", "label\n", "line 1: no text"),
         ("t.txt", "other text\n", "line 1: unknown label: 'other'; the model knows bad, good"),
     ],
@@ -107,6 +107,82 @@ def test_mistakes_in_files_are_one_sentence(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_texts(tmp_path / name, "evaluate", COLUMNS, ("bad", "good"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps([{"sentence": text, "mood": label} for text, label in ROWS]),
+        json.dumps([{"sentence": text, "mood": label} for text, label in ROWS], indent=1),
+        json.dumps({"data": [{"sentence": text, "mood": label} for text, label in ROWS]}),
+        "".join(json.dumps({"sentence": text, "mood": label}, indent=1) for text, label in ROWS),
+    ],
+)
+def test_a_list_of_rows_is_no_plain_text(tmp_path: Path, content: str) -> None:
+    """A JSON list was read as lines of `label text`, its first label being `[{"sentence":`."""
+    (tmp_path / "t.json").write_text("\n" + content)
+    assert pairs(read_texts(tmp_path / "t.json", "evaluate", COLUMNS)) == ROWS
+    (tmp_path / "t.txt").write_text("[applause] thank you\n")
+    assert pairs(read_texts(tmp_path / "t.txt", "predict", COLUMNS)) == [("[applause] thank you", None)]
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
+def test_joined_tables_repeat_their_first_line(tmp_path: Path, name: str) -> None:
+    """It was a text "sentence" labelled "mood"."""
+    (tmp_path / name).write_text(CONTENTS[name] * 2)
+    assert pairs(read_texts(tmp_path / name, "evaluate", COLUMNS)) == ROWS * 2
+
+
+def test_a_long_text_in_a_csv_is_read(tmp_path: Path) -> None:
+    text = "word " * 50_000 + "end"
+    (tmp_path / "t.csv").write_text(f"sentence,mood\n{text},good\n")
+    assert pairs(read_texts(tmp_path / "t.csv", "evaluate", COLUMNS)) == [(text, "good")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", b'{"sentence": "a"}', 'line 1: missing field "mood"; labels are needed'),
+        ("t.jsonl", b'{"sentence": "a", "mood": null}', 'line 1: missing field "mood"; labels are needed'),
+        ("t.jsonl", b'{"sentence": "a", "mood": 1.5}', '"mood" of the wrong type: a number, expected a string or a'),
+        ("t.jsonl", b'{"sentence": "a", "mood": "\\ud800"}', 'line 1: lone surrogate: in "mood"'),
+        ("t.jsonl", b'{"sentence": "a", "mood": "x"}\n3', "line 2: record is not an object: a number"),
+        ("t.jsonl", b'{"sentence": "a", "mood": "x"}\nnull', "line 2: record is not an object: null"),
+        (
+            "t.jsonl",
+            b'{"sentence": "a", "mood": "x"}\n' + b"[" * 99_999,
+            "line 2: line is not valid JSON: it is nested",
+        ),
+        ("t.jsonl", b'{"sentence": "a", "mood": ' + b"1" * 5000 + b"}", "line 1: not valid JSON: Exceeds the limit"),
+        ("t.json", b'[{"sentence": "a", "mood": "x"}, {"mood": "x"}]', 'row 2: missing field "sentence"'),
+        ("t.tsv", b"sentence\tmood\na\tb\xff\n", 'line 2: not UTF-8: in "mood"'),
+        ("t.tsv", b"sentence\tmood\na\t\n", 'line 2: empty field "mood"'),
+        ("t.tsv", b"sentence\tmood\xff\na\tb\n", r'no column "mood", only sentence, mood\\udcff;'),
+        ("t.tsv", b"sentence\tmood\tmood\na\tb\tc\n", 'more than one column "mood"'),
+    ],
+)
+def test_malformed_rows_are_named_by_line_and_field(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_texts(tmp_path / name, "evaluate", COLUMNS)
+    str(caught.value).encode()
+
+
+def test_a_label_of_very_many_digits_is_a_word(tmp_path: Path) -> None:
+    """Python refuses to read it as a number, with an exception of its own."""
+    path = tmp_path / "t.txt"
+    path.write_text(f"{'1' * 5000} text\n9 text\na text\n")
+    assert read_texts(path, "train", COLUMNS).labels() == ["9", "1" * 5000, "a"]
+
+
+def test_losses_are_said_with_field_and_place_when_nothing_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"sentence": "a"}\n' * 3)
+    with pytest.raises(
+        UserError, match=r'no usable texts. 0 texts; .* 3 × missing field "mood" \(first: line 1\); labels'
+    ):
+        read_texts(path, "train", COLUMNS)
+    assert len(read_texts(path, "predict", COLUMNS).texts) == 3
 
 
 def text_set(tokenizer: Tokenizer, tmp_path: Path, words: list[int], window: int) -> TextSet:

@@ -1,3 +1,5 @@
+import tracemalloc
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,8 +12,12 @@ from finetune.tasks.qa.decode import (
     Decoded,
     best_pairs,
     decode_question,
+    whole_clusters,
 )
-from finetune.tasks.qa.features import TextQuestionSet
+from finetune.tasks.qa.encode import encode_with_texts
+from finetune.tasks.qa.features import TextQuestionSet, WindowConfig
+from finetune.tasks.qa.records import Paragraph, Question
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 Logits = list[np.ndarray]
 
@@ -139,3 +145,69 @@ def test_a_text_that_occurs_twice_is_listed_once(question_set: Callable[..., Tex
     for decoded in decode(questions, logits, n_best=20):
         texts = [candidate.text for candidate in decoded.candidates]
         assert len(texts) == len(set(texts))
+
+
+@pytest.mark.parametrize("end", [5, 1_000_000_000])
+def test_a_huge_longest_answer_takes_no_memory(end: int) -> None:
+    """--max-answer 1000000000 asked for 4 GB, for a window of 400 tokens."""
+    start_N, end_M = np.arange(3, dtype=np.float32), np.arange(5, dtype=np.float32)
+    tracemalloc.start()
+    found = best_pairs(start_N, end_M, end, 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert [part.tolist() for part in found] == [part.tolist() for part in best_pairs(start_N, end_M, 5, 20)]
+    assert len(found[0]) == 5 + 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "expected"),
+    [
+        ("Jose\u0301 ran", (0, 4), "Jose\u0301"),
+        ("Jose\u0301\u0327, ran", (0, 4), "Jose\u0301\u0327"),
+        ("Jose\u0301 ran", (4, 5), "e\u0301"),  # a mark that is a token of its own
+        ("to \u0301x", (4, 5), "x"),
+        ("to \u0301x", (3, 5), "\u0301x"),
+        ("\u0301x", (0, 2), "\u0301x"),
+        ("हिन्दी भाषा", (0, 1), "हि"),
+        ("हिन्दी भाषा", (5, 6), "दी"),
+        ("ok \u2764\ufe0f!", (3, 4), "\u2764\ufe0f"),
+        ("ok 👍🏽!", (3, 4), "👍🏽"),
+        ("ok 👩\u200d🔬!", (3, 4), "👩\u200d🔬"),
+        ("ok 👩\u200d🔬!", (5, 6), "👩\u200d🔬"),
+        ("👩🏽\u200d🔬👩", (0, 1), "👩🏽\u200d🔬"),
+        ("👩🔬", (0, 1), "👩"),
+        ("می\u200cخواهم", (0, 2), "می"),
+        ("café", (0, 4), "café"),
+    ],
+)
+def test_an_answer_has_whole_characters(text: str, span: tuple[int, int], expected: str) -> None:
+    start, end = whole_clusters(text, *span)
+    assert text[start:end] == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_every_label_decodes_to_its_answer(tokenizer: Tokenizer, form: str, lowercase: bool) -> None:
+    """Where accents are stripped, U+0301 of a decomposed "José" is in no token, so no answer could equal it."""
+    vocabulary = {token: number for number, token in enumerate(tokenizer.tokens)}
+    own = Tokenizer(vocabulary, lowercase=lowercase)
+    context = unicodedata.normalize(form, "José and Zoë saw Genève; the café's crème brûlée, à Zürich.")
+    golds = [
+        unicodedata.normalize(form, text) for text in ("José", "Zoë", "Genève", "café", "à Zürich", "crème brûlée")
+    ]
+    places = [context.index(gold) for gold in golds]
+    items = tuple(
+        Question(str(n), "Who?", (gold,), ((place, place + len(gold)),))
+        for n, (gold, place) in enumerate(zip(golds, places, strict=True))
+    )
+    questions = encode_with_texts(
+        [Paragraph("A", 0, context, items)], own, WindowConfig(200, 50, 20), lambda where, error: pytest.fail(where)
+    )
+    for question, gold in enumerate(golds):
+        start, end = np.zeros((2, questions.lengths[question]), np.float32)
+        first, last = questions.labels_W2[question]
+        start[first], end[last] = 9.0, 9.0
+        decoded = decode_question(questions, question, [np.stack([start, end])], DecodeConfig(), null_allowed=False)
+        best = decoded.candidates[0]
+        assert (best.text, best.start, best.end) == (gold, places[question], places[question] + len(gold))

@@ -82,12 +82,17 @@ def test_training_skips_counts_and_names_every_malformed_record(data: Path, toke
     assert report.skipped == {
         "answer not at its offset": 2,
         "duplicate id": 1,
-        "missing field": 6,
+        'missing field "answers"': 1,
+        'missing field "answer_start"': 1,
         "no answer": 1,
         "contradiction": 1,
-        "empty field": 1,
-        "field of the wrong type": 1,
+        'empty field "question"': 1,
+        'field "question" of the wrong type': 1,
+        'missing field "id"': 1,
+        "record is not an object": 1,
+        'missing field "context"': 1,
         "lone surrogate": 1,
+        'missing field "paragraphs"': 1,
     }
     assert len(report.lines) == 14
     off_by_one = next(line for line in report.lines if "off-by-one" in line)
@@ -164,7 +169,7 @@ def test_mrqa_span_that_is_another_text_is_malformed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not valid JSON"),
+        (b"", "no usable question"),
         (b"{", "not valid JSON"),
         (b"[1, 2]", "neither SQuAD"),
         (b'{"data": 3}', "neither SQuAD"),
@@ -189,7 +194,147 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_questions_without_answers_can_be_predicted(tmp_path: Path) -> None:
     path = tmp_path / "questions.json"
     path.write_text(squad({"id": "q", "question": "Why?"}))
-    with pytest.raises(UserError, match='missing field: "answers"'):
+    with pytest.raises(UserError, match=r'missing field "answers"; labels are needed.*`spanbert predict`'):
         read(path)
     (question,) = read_questions(path, "predict").questions
     assert (question.id, question.text, question.answers) == ("q", "Why?", ())
+
+
+ROW = {"id": "a", "title": "T", "context": "The sky is blue.", "question": "How is the sky?"}
+ANSWERS = {"text": ["blue"], "answer_start": [11]}
+
+
+def test_files_that_were_joined_are_read_whole(data: Path, tmp_path: Path) -> None:
+    """Of two SQuAD files joined by `cat`, 2 questions of 502 were read, and nothing was said."""
+    path = tmp_path / "joined.json"
+    first, second = (data / name for name in ("qa_v1.json", "qa_mrqa.jsonl"))
+    compact = json.dumps(json.loads(first.read_text(encoding="utf-8")))
+    other = squad({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 11}]})
+    for separator in ("\n", "", "\n\n\ufeff"):
+        path.write_text(compact + separator + other + separator, encoding="utf-8")
+        found = read_questions(path, "evaluate")
+        assert found.summary() == "9 questions (0 unanswerable)"
+        assert found.paragraphs[-1].questions[0].spans == ((11, 15),)
+    path.write_text(f"{compact}\n{squad({'id': 'q'})}\nrubbish")
+    with pytest.raises(UserError, match=r'line 2, article "Sky", paragraph 0, id q: missing field "question"'):
+        read_questions(path, "evaluate")
+    with pytest.raises(UserError, match=r"joined\.json: line 3: not valid JSON"):
+        read_questions(path, "train")
+    # MRQA files bring a header each
+    content = second.read_text(encoding="utf-8")
+    path.write_text(content + content.replace("Toy", "Toy 2").replace('"qid": "', '"qid": "2-'), encoding="utf-8")
+    again = read_questions(path, "evaluate")
+    assert again.report.examples == 2 * read_questions(second, "evaluate").report.examples
+    assert [p.article for p in again.paragraphs] == ["Toy", "Toy", "Toy 2", "Toy 2"]
+
+
+@pytest.mark.parametrize("layout", ["lines", "data", "list", "nested"])
+def test_flat_rows_are_read_as_the_same_questions(tmp_path: Path, layout: str) -> None:
+    """As Hugging Face sets are exported: a row a question, answers as two lists, empty ones for an unanswerable one."""
+    rows = [
+        ROW | {"answers": ANSWERS},
+        ROW | {"id": "b", "question": "Why?", "answers": {"text": [], "answer_start": []}},
+        ROW | {"id": "c", "context": "It is blue.", "title": None, "answers": {"text": ["It"], "answer_start": [0]}},
+    ]
+    content: object = {"lines": None, "data": {"version": "1", "data": rows}, "list": rows}.get(layout)
+    if layout == "nested":  # the same answers below paragraphs
+        content = {"data": [{"paragraphs": [{"context": row["context"], "qas": [row]} for row in rows]}]}
+    path = tmp_path / "rows.json"
+    path.write_text("\n".join(json.dumps(row) for row in rows) if layout == "lines" else json.dumps(content, indent=1))
+    found = read_questions(path, "evaluate")
+    assert [(q.id, q.answers, q.spans) for q in found.questions] == [
+        ("a", ("blue",), ((11, 15),)),
+        ("b", (), ()),
+        ("c", ("It",), ((0, 2),)),
+    ]
+    if layout != "nested":
+        assert [len(p.questions) for p in found.paragraphs] == [2, 1]  # neighbours about one context share it
+    assert [q.id for q in read_questions(path, "predict").questions] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("row", "place", "message"),
+    [
+        ({"answers": {"text": ["blue"], "answer_start": []}}, "id a", "lists of different lengths"),
+        ({"answers": {"text": ["blue"]}}, "id a", 'missing field "answer_start"'),
+        ({"answers": {"text": "blue", "answer_start": 11}}, "id a", 'field "text" of the wrong type: a string'),
+        ({"answers": {"text": ["blue"], "answer_start": ["11"]}}, "id a", "a string, expected a whole number"),
+        ({"answers": {"text": ["blue"], "answer_start": [float("nan")]}}, "id a", "a number, expected a whole number"),
+        ({"answers": {"text": ["blue"], "answer_start": [11.0]}}, "id a", "a number, expected a whole number"),
+        ({"answers": {"text": ["blue"], "answer_start": [10**4000]}}, "id a", "answer not at its offset"),
+        ({"answers": {"text": ["blue"], "answer_start": [None]}}, "id a", "null, expected a whole number"),
+        ({"answers": ANSWERS, "is_impossible": "false"}, "id a", '"is_impossible" of the wrong type: a string'),
+        ({"answers": ANSWERS, "is_impossible": True}, "id a", "contradiction"),
+        ({"answers": {"text": [], "answer_start": []}, "is_impossible": False}, "id a", "no answer"),
+        ({"answers": ANSWERS, "id": None}, "question 0", '"id" of the wrong type: null'),
+        ({"answers": ANSWERS, "id": "\ud800"}, "question 0", 'lone surrogate: in "id"'),
+        ({"answers": ANSWERS, "context": ["x"]}, "line 2", '"context" of the wrong type: a list'),
+        ({"answers": None}, "id a", 'missing field "answers"; labels are needed to train and to evaluate'),
+    ],
+)
+def test_malformed_rows_are_named_by_line_and_field(tmp_path: Path, row: dict, place: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROW | {"id": "good", "answers": ANSWERS}) + "\n" + json.dumps(ROW | row))
+    with pytest.raises(UserError) as caught:
+        read_questions(path, "evaluate")
+    assert str(caught.value).startswith(f"{path}: line 2")
+    for part in (place, message):
+        assert part in str(caught.value)
+    assert [q.id for q in read_questions(path, "train").questions] == ["good"]
+
+
+@pytest.mark.parametrize("title", [None, 7, ["x"], {"a": 1}, True, "", "\ud800"])
+def test_a_title_is_for_messages_alone(tmp_path: Path, title: object) -> None:
+    """300 questions were lost for a title of null, which nothing uses, and counted as one record."""
+    content = json.loads(squad({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 11}]}))
+    content["data"][0] |= {"title": title}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    assert read_questions(path, "evaluate").summary() == "1 questions (0 unanswerable)"
+    content["data"][0]["paragraphs"].append({"context": None, "qas": [{}] * 300})
+    path.write_text(json.dumps(content))
+    summary = read_questions(path, "train").summary()
+    assert summary.startswith(
+        "1 questions (0 unanswerable); skipped 1 malformed record with 300 questions: "
+        '1 × field "context" of the wrong type (article '
+    )
+    assert summary.endswith(", paragraph 1)")
+    summary.encode()
+
+
+def test_losses_are_said_with_field_place_and_sum_when_nothing_is_left(tmp_path: Path) -> None:
+    """ "2 × missing field" named neither field, nor place, nor how many questions that was."""
+    questions = [{"id": str(n), "question": "Why?"} for n in range(300)]
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"data": [{"title": "Sky", "paragraphs": [{"context": "Blue.", "qas": questions}]}]}))
+    expected = (
+        'skipped 300 malformed records: 300 × missing field "answers" (first: article "Sky", paragraph 0, id 0); '
+        "labels are needed to train and to evaluate, and none to run `spanbert predict`."
+    )
+    with pytest.raises(UserError) as caught:
+        read_questions(path, "train")
+    assert str(caught.value) == f"{path}: holds no usable questions. 0 questions (0 unanswerable); {expected}"
+    assert read_questions(path, "predict").report.examples == 300
+
+
+def test_questions_without_a_token_are_not_counted_as_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    answer = {"text": "\x01", "answer_start": 0}
+    questions = [{"id": str(n), "question": "Why?", "answers": [answer]} for n in range(5)]
+    content = json.loads(squad({"id": "q", "question": "Why?", "answers": [{"text": "blue", "answer_start": 11}]}))
+    content["data"][0]["paragraphs"].append({"context": "\x01", "qas": questions})
+    path.write_text(json.dumps(content))
+    found = read_questions(path, "train")
+    encode_with_texts(found.paragraphs, tokenizer, WindowConfig(), found.report.malformed)
+    assert found.report.examples == 1
+    assert found.report.losses == (
+        '; skipped 1 malformed record with 5 questions: 1 × no tokens (article "Sky", paragraph 1)'
+    )
+
+
+def test_an_unanswerable_question_needs_no_answers(tmp_path: Path) -> None:
+    path = tmp_path / "dev.json"
+    path.write_text(squad({"id": "q", "question": "Why?", "is_impossible": True, "answers": None, "qid": ""}))
+    (question,) = read_questions(path, "evaluate").questions
+    assert question.impossible
+    assert question.id == "q"
