@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, synced to the disk, then renamed into place."""
+"""Files that are whole or absent: written aside, synced to the disk, then renamed into place. Reading has bounds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,62 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
 from spanbert.errors import UserError
+
+#: What a file that is read whole may hold: settings, vocabularies and indexes; a text; labelled or predicted records.
+SETTINGS_BYTES, TEXT_BYTES, RECORDS_BYTES = 64 << 20, 256 << 20, 1 << 30
+READ_BYTES = 1 << 20  # at a time
+
+
+def read_bounded(path: Path | str, limit: int, what: str) -> bytes:
+    """The bytes of a file or a pipe ("-": standard input) that is to be held in memory whole, at most ``limit`` of them.
+
+    what: what the file is to the user, as in "the text". Memory grows with what there is, not with ``limit``. Raises
+    UserError for what cannot be read, for folders, for devices (some of which never end) and for more than ``limit`` bytes.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        if str(path) == "-":
+            if sys.stdin is None:
+                raise UserError(f"standard input is closed: {what} cannot be read from it")
+            return _read_at_most(sys.stdin.buffer, limit, what, name)
+        mode = Path(path).stat()
+        if stat.S_ISDIR(mode.st_mode):
+            raise UserError(f"{name} is a folder: {what} is read from a file")
+        if stat.S_ISCHR(mode.st_mode) or stat.S_ISBLK(mode.st_mode):
+            raise UserError(f"{name} is a device: {what} is read from a file or a pipe")
+        if stat.S_ISREG(mode.st_mode) and mode.st_size > limit:
+            raise _too_much(name, limit, what)
+        with Path(path).open("rb") as handle:
+            return _read_at_most(handle, limit, what, name)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{name}: {what} cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # a file name with a NUL, a closed stream
+        raise UserError(f"{name}: {what} cannot be read ({error})") from error
+
+
+def _read_at_most(handle: IO[bytes], limit: int, what: str, name: str) -> bytes:
+    data = bytearray()
+    while block := handle.read(READ_BYTES):
+        data += block
+        if len(data) > limit:
+            raise _too_much(name, limit, what)
+    return bytes(data)
+
+
+def _too_much(name: str, limit: int, what: str) -> UserError:
+    size = f"{limit / (1 << 20):,.0f} MiB" if limit >= 1 << 20 else f"{limit:,} bytes"
+    return UserError(f"{name} holds more than {size}, the most that is read for {what}")
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:

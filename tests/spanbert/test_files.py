@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
+import sys
+import threading
 
 import pytest
 from safetensors import SafetensorError
 
 import spanbert.files
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, is_full_disk, remove_folder, remove_leftovers, write_atomic
+from spanbert.files import (
+    atomic_folder,
+    is_full_disk,
+    read_bounded,
+    remove_folder,
+    remove_leftovers,
+    write_atomic,
+)
 
 
 def names(folder) -> list[str]:
@@ -82,3 +93,44 @@ def test_a_removed_folder_loses_its_name_first(tmp_path, monkeypatch):
     assert names(tmp_path) == [f".step-1.{os.getpid()}.partial"]
     remove_leftovers(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_reading_whole_has_bounds(tmp_path):
+    """``ask --context /dev/zero`` took 10 GB within 8 seconds."""
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "a", 5, "the text") == b"12345"
+    with pytest.raises(UserError, match=r"/a holds more than 4 bytes, the most that is read for the text"):
+        read_bounded(tmp_path / "a", 4, "the text")
+    for name, reason in {
+        "/dev/zero": "is a device: the text is read from a file or a pipe",
+        str(tmp_path): "is a folder: the text is read from a file",
+        f"{tmp_path}/b": "no such file",
+        f"{tmp_path}/a/b": r"the text cannot be read \(Not a directory\)",
+        f"{tmp_path}/{'n' * 300}": r"the text cannot be read \(File name too long\)",
+        "a\0b": "the text cannot be read",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            read_bounded(name, 5, "the text")
+
+
+def test_a_pipe_is_read_in_bounds(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for sent in (b"short", b"longer" * spanbert.files.READ_BYTES):
+
+        def send(sent: bytes = sent) -> None:
+            with contextlib.suppress(BrokenPipeError), (tmp_path / "pipe").open("wb") as pipe:
+                pipe.write(sent)
+
+        writer = threading.Thread(target=send)
+        writer.start()
+        if sent == b"short":
+            assert read_bounded(tmp_path / "pipe", 5, "the text") == b"short"
+        else:
+            with pytest.raises(UserError, match=r"pipe holds more than 2 MiB, the most that is read for the text"):
+                read_bounded(tmp_path / "pipe", 2 << 20, "the text")
+        writer.join()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"typed")))
+    assert read_bounded("-", 5, "the text") == b"typed"
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        read_bounded("-", 5, "the text")
