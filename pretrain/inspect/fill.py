@@ -29,6 +29,7 @@ from spanbert.errors import UserError
 from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.terminal import colour as colour_code
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import encoder_path
 
@@ -221,7 +222,7 @@ def best_fills(log_probs_MV: Tensor, lengths: tuple[int, ...], tokenizer: Tokeni
 
 def render(result: Filled, head: Head, folder: Path, colour: bool) -> str:
     """The result for a terminal: the filled texts, then the alternatives of each position."""
-    mark = ("\033[1;32m", "\033[0m") if colour else ("[", "]")
+    mark = (colour_code("1;32"), colour_code("0")) if colour else ("[", "]")
     name = {"mlm": "MLM head", "sbo": "SBO head", "both": "MLM and SBO heads together"}[head]
     several = any(blank.shortest != blank.longest for blank in result.template.blanks)
     lines = [f"{folder}, {name}" + (", ranked by probability per token" if several else "")]

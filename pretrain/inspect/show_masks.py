@@ -22,6 +22,7 @@ from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.batch import MaskedBatch, pack_sequences
+from spanbert.terminal import colour as colour_code
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import tokenizer_path
 
@@ -195,13 +196,13 @@ def _describe(
 
 
 ON = {
-    "mask": "\033[1;97;44m",
-    "random": "\033[1;97;45m",
-    "kept": "\033[1;30;42m",
-    "boundary": "\033[4;33m",
-    "dim": "\033[2m",
+    "mask": colour_code("1;97;44"),
+    "random": colour_code("1;97;45"),
+    "kept": colour_code("1;30;42"),
+    "boundary": colour_code("4;33"),
+    "dim": colour_code("2"),
 }
-OFF = "\033[0m"
+OFF = colour_code("0")
 PLAIN = {"mask": ("{", "}"), "random": ("{~", "}"), "kept": ("{=", "}"), "boundary": ("<", ">"), "dim": ("", "")}
 
 

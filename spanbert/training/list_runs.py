@@ -12,6 +12,7 @@ import tyro
 from spanbert.checkpoint.store import CheckpointStore, step_of
 from spanbert.errors import UserError
 from spanbert.locks import is_locked
+from spanbert.terminal import printable
 from spanbert.training.metrics import plot_runs
 from spanbert.training.run_folder import read_metrics
 
@@ -50,7 +51,7 @@ def run_runs(config: RunsConfig) -> None:
     for run in map(inspect, find_runs(config.folder)):
         losses = "  ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in run.losses.items())
         speed = f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else ""
-        rows.append((str(run.path), run.state, f"{run.step:,}", losses, speed))
+        rows.append((printable(str(run.path)), run.state, f"{run.step:,}", losses, speed))
     if len(rows) == 1:
         print(f"no runs in {config.folder}")
         return
