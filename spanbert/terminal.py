@@ -57,7 +57,7 @@ def safe_output() -> Iterator[None]:
     """While active, what is printed is safe to show; OutputLost is raised where standard output cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_ENCODING_ERRORS)
+            stream.reconfigure(errors=JSON_ESCAPES)
     with (
         contextlib.redirect_stdout(_SafeStream(sys.stdout, is_output=True)),  # type: ignore[type-var]
         contextlib.redirect_stderr(_SafeStream(sys.stderr, is_output=False)),  # type: ignore[type-var]
@@ -130,5 +130,6 @@ def _as_json_escapes(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[n]:02x}{units[n + 1]:02x}" for n in range(0, len(units), 2)), error.end
 
 
-_ENCODING_ERRORS = "spanbert.json_escapes"
-codecs.register_error(_ENCODING_ERRORS, _as_json_escapes)
+#: The ``errors`` of an encoding that writes what it lacks as JSON does.
+JSON_ESCAPES = "spanbert.json_escapes"
+codecs.register_error(JSON_ESCAPES, _as_json_escapes)

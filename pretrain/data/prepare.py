@@ -41,7 +41,7 @@ from pretrain.data.shards import (
 from pretrain.data.span_annotations import SpanSidecar
 from spanbert.config import read_json_object
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, report_full_disk, write_atomic
+from spanbert.files import atomic_folder, check_writable, report_full_disk, write_atomic
 from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -90,8 +90,11 @@ def run_prepare(config: PrepareConfig) -> None:
             f"{config.output} is already prepared with these settings and undamaged: nothing to do (--overwrite prepares it again)"
         )
         return
+    check_writable(config.output, "folder")
     work = config.output.with_name(f".{config.output.name}.preparing")
     with _only_one(work), _clear_errors(config.output, work):
+        if config.output.exists() and not config.overwrite:
+            raise UserError(f"{config.output}: another preparation has written it meanwhile; run the command again")
         report = _prepare(config, tokenizer, corpus, identity, work)
     shutil.rmtree(work, ignore_errors=True)
     print_report(report)

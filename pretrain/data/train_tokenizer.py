@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, check_writable
 from spanbert.tokenizer.vocabulary_files import FILES
 from spanbert.tokenizer.wordpiece import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
 
@@ -56,6 +56,7 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
     if not 0 < config.character_coverage <= 1:
         raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
     check_output(config.output)
+    check_writable(config.output, "folder")
     began = time.perf_counter()
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     texts, read_bytes = sample_documents(corpus, config.sample_mb, config.seed)

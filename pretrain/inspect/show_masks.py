@@ -20,7 +20,7 @@ from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_view import Draw, StandIn, Target, Token
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
-from spanbert.files import write_atomic
+from spanbert.files import check_writable, write_atomic
 from spanbert.model.batch import MaskedBatch, pack_sequences
 from spanbert.terminal import colour as colour_code
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -58,8 +58,10 @@ def run_masks(config: MasksConfig) -> None:
         raise UserError(
             "--draws and --sbo-positions must be at least 1, --block-length at least 3 ([CLS], a token, [SEP])"
         )
-    if config.html is not None and not config.overwrite:
-        _check_page(config.html)
+    if config.html is not None:
+        check_writable(config.html, "file", "--html")
+        if not config.overwrite:
+            _check_page(config.html)
     tokenizer, masker, note = make_masker(config)
     texts = read_texts(config.texts)
     draws = []
@@ -79,8 +81,6 @@ def run_masks(config: MasksConfig) -> None:
 
 def _check_page(path: Path) -> None:
     """Raise UserError when the file exists and is no page of this command: its name may be a mistake."""
-    if path.is_dir():
-        raise UserError(f"--html {path} is a folder: name a file")
     if path.exists():
         with path.open("rb") as handle:
             if PAGE_BEGIN not in handle.read(1000):

@@ -91,7 +91,7 @@ def run_import(config: ImportConfig) -> None:
     untrained = [head.name for head in pretraining.all_heads if not report.has(head.name)]
     finished = _finished_model(raw, kept, pretraining, untrained)
     written = {**to_theirs(model.state_dict()), **kept}
-    with atomic_folder(config.output) as aside:
+    with atomic_folder(config.output, replace=False) as aside:
         write_tensors(aside, written, _new_config(raw, shape, finished, untrained))
         tokenizer.save(aside)
 

@@ -11,6 +11,7 @@ import tyro
 
 from spanbert.checkpoint.store import CheckpointStore, step_of
 from spanbert.errors import UserError
+from spanbert.files import check_writable
 from spanbert.locks import is_locked
 from spanbert.terminal import printable
 from spanbert.training.metrics import plot_runs
@@ -66,6 +67,7 @@ def run_runs(config: RunsConfig) -> None:
 def run_plot(config: PlotConfig) -> None:
     if not config.runs:
         raise UserError("name at least one run folder")
+    check_writable(config.output, "file")
     records: dict[str, list[dict[str, Any]]] = {}
     for path in config.runs:
         if not (path / "metrics.jsonl").is_file():

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from spanbert.config import read_json_lines, read_json_object, save_json, to_dict
 from spanbert.errors import UserError
-from spanbert.files import remove_leftovers, report_full_disk, write_atomic
+from spanbert.files import check_writable, remove_leftovers, report_full_disk, write_atomic
 from spanbert.locks import try_lock
 from spanbert.training.metrics import open_trackers, warn
 
@@ -119,9 +119,8 @@ class RunFolder:
 
 
 def refuse_existing_run(path: Path) -> None:
-    """Raises UserError when ``path`` already holds a run, or is a file."""
-    if path.is_file():
-        raise UserError(f"--output {path} is a file: give the name of a folder")
+    """Raises UserError when ``path`` already holds a run, is a file, or cannot be written."""
+    check_writable(path, "files inside")
     if (path / "config.json").exists():
         raise UserError(f"{path} already holds a run: add --resume to continue it, or choose another --output")
 
