@@ -212,16 +212,16 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
     kind: a file, files in a folder that may be there already, or a folder as a whole, as ``atomic_folder`` makes it.
     Raises UserError when it cannot.
     """
-    if kind == "file" and path.is_dir():
-        raise UserError(f"{option} {path} is a folder: name a file")
-    if kind != "file" and path.exists() and not path.is_dir():
-        raise UserError(f"{option} {path} is a file: give the name of a folder")
-    if kind == "folder" and path.is_mount():
-        raise UserError(f"{option} {path} is where a file system is mounted: name a folder in it")
     made: list[Path] = []
     inside = path if kind == "files inside" else path.parent
     probe = inside / f".{path.name}.{os.getpid()}.partial"
     try:
+        if kind == "file" and path.is_dir():
+            raise UserError(f"{option} {path} is a folder: name a file")
+        if kind != "file" and path.exists() and not path.is_dir():
+            raise UserError(f"{option} {path} is a file: give the name of a folder")
+        if kind == "folder" and path.is_mount():
+            raise UserError(f"{option} {path} is where a file system is mounted: name a folder in it")
         try:
             for folder in reversed([probe.parent, *probe.parent.parents]):
                 if not folder.is_dir():
@@ -232,9 +232,11 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
                 handle.flush()
                 os.fsync(handle.fileno())
         finally:
-            probe.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
             for folder in reversed(made):
-                folder.rmdir()
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
     except OSError as error:
         raise UserError(
             f"{option} {path} cannot be written ({error.strerror or error}): choose another place"
