@@ -109,7 +109,8 @@ def count_neighbours(
     vocabulary = tokenizer.vocab_size
     is_special_V = np.zeros(vocabulary, bool)
     is_special_V[tokenizer.special_ids] = True
-    codes, weights = np.zeros(0, np.int64), np.zeros(0)
+    codes: np.ndarray = np.zeros(0, np.int64)
+    weights: np.ndarray = np.zeros(0)
     for distance in range(1, reach + 1):
         for begin in range(0, len(flat_ids) - distance, PAIRS_AT_A_TIME):
             end = min(begin + PAIRS_AT_A_TIME, len(flat_ids) - distance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ class _watched:
         self._seen: list[str] = []
 
     def __enter__(self) -> list[str]:
-        def hook(name: str):
+        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
             def look(_module: nn.Module, _inputs: object, output: object) -> None:
                 if isinstance(output, Tensor) and not _finite(output):
                     self._seen.append(name)

@@ -13,7 +13,7 @@ from pretrain.data.batches import StepBatch, StepBatches, load_steps
 from pretrain.data.blocks import Blocks, read_settings
 from pretrain.data.integrity import QUICK_BYTES, check_hashes
 from pretrain.data.sampler import DataOrder
-from pretrain.data.streaming import stream_of
+from pretrain.data.streaming import StreamedSteps, stream_of
 from pretrain.masking.masker import Masker
 from pretrain.metrics import Validation
 from pretrain.schedule import Counters, Schedule
@@ -82,6 +82,7 @@ class PretrainRun:
         config, group, data = self.config, self.group, self.data
         on_gpu = group.device.type == "cuda"
         workers = config.workers if config.workers is not None else 4 if on_gpu else 0
+        batches: StreamedSteps | StepBatches
         if config.stream:
             block_length = data.blocks.block_length
             batches = stream_of(config, data.tokenizer, data.masker, block_length, self.budget, self.counters, group)

@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pretrain.run import PretrainRun
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import write_model
@@ -96,7 +94,7 @@ class Saver:
         about = "" if self.run.schedule.unit == "steps" else "about "
         return f"{about}{self.run.schedule.steps_in_all(self.run.counters):,}"
 
-    def _whole_model(self) -> nn.Module:
+    def _whole_model(self) -> SpanBertForPretraining:
         """The model in one piece; of a sharded one a copy on the main rank's host."""
         model = self.run.model
         if not is_sharded(model):

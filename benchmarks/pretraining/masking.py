@@ -144,7 +144,9 @@ def measure(config: BenchmarkConfig, length: int) -> list[Result]:
     """All contestants in turn, `rounds` times, on sequences of one length."""
     sequences = make_sequences(config.batch, length, config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        contestants = {f"spanbert {s}": ours(s, sequences, config.seed) for s in ("geometric", "whole_word", "subword")}
+        contestants = {
+            f"spanbert {s}": ours(s, sequences, config.seed) for s in ("geometric", "whole_word", "subword", "mixed")
+        }
         contestants["spanbert entities"] = ours("entities", sequences, config.seed)
         contestants["transformers tokens"] = theirs(False, sequences, Path(folder))
         contestants["transformers whole words"] = theirs(True, sequences, Path(folder))

@@ -112,7 +112,7 @@ def load_steps(batches: Dataset, first: int, last: int, workers: int, pin: bool)
     )
 
 
-def _as_it_is(batch: StepBatch) -> StepBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

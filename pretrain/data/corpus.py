@@ -46,7 +46,7 @@ class Document(NamedTuple):
     document's first part, below 2^64, so that all parts fall on the same side of a split by content.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not needed
     start: int
     text: str
     hash: int

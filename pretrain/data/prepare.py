@@ -219,10 +219,10 @@ def cut_shards(corpus: Corpus, sidecar: SpanSidecar | None) -> Iterator[Shard]:
         documents.append(document)
         characters += len(document.text)
         if characters >= SHARD_CHARACTERS:
-            yield Shard(number, documents, sidecar and sidecar.take(documents))
+            yield Shard(number, documents, sidecar.take(documents) if sidecar else None)
             number, characters, documents = number + 1, 0, []
     if documents:
-        yield Shard(number, documents, sidecar and sidecar.take(documents))
+        yield Shard(number, documents, sidecar.take(documents) if sidecar else None)
     if sidecar:
         sidecar.finish(corpus.counts.documents)
 

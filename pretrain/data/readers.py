@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -133,17 +133,23 @@ class _Counted(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         data = self._raw.read(len(buffer))
         buffer[: len(data)] = data
         self._progress.bytes += len(data)
         return len(data)
 
 
+class Readable(Protocol):
+    """What a decompressor is here."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 class Stream:
     """Bytes that can be looked at before they are read. read gives as many as asked for, but at the end."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Readable) -> None:
         self._raw = raw
         self._head = b""
 

@@ -99,7 +99,7 @@ class ShardWriter:
         for i, document in enumerate(shard.documents):
             # By content: a copy of a document never sits on the other side, whatever the order of the input.
             split = "validation" if document.hash < threshold else "train"
-            ids, spans = self._encode(document.text, shard.spans and shard.spans[i])
+            ids, spans = self._encode(document.text, shard.spans[i] if shard.spans else None)
             self._count(counts, ids, document.text)
             for name, values in self._blocks(document, ids, spans, counts).items():
                 waiting[split][name].extend(values)

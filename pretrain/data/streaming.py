@@ -47,7 +47,7 @@ class Cursor(NamedTuple):
     document: int = 0
     start: int = 0
     skip: int = 0
-    index: int = 0  # the running number, within the epoch, of the window's first block
+    index: int = 0  # type: ignore[assignment]  # the running number, within the epoch, of the window's first block
     taken: int = 0  # sequences already taken from the window
 
 
@@ -56,7 +56,7 @@ START = Cursor()
 
 class Sequence(NamedTuple):
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]
     ids: np.ndarray  # without specials
     after: Cursor
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +16,12 @@ import numpy as np
 import tyro
 
 from pretrain.inspect.mask_html import PAGE_BEGIN, page
-from pretrain.inspect.mask_view import Draw, StandIn, Target, Token
+from pretrain.inspect.mask_text import render
+from pretrain.inspect.mask_view import Draw, describe
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.errors import UserError
-from spanbert.files import check_writable, write_atomic
-from spanbert.model.batch import MaskedBatch, pack_sequences
-from spanbert.terminal import colour as colour_code
+from spanbert.files import TEXT_BYTES, check_writable, read_bounded, write_atomic
+from spanbert.model.batch import pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import tokenizer_path
 
@@ -103,13 +102,21 @@ def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
 
 def read_texts(texts: tuple[str, ...]) -> list[str]:
     """The texts given, with the lines of standard input in the place of "-". Raises UserError when there are none."""
-    found = []
+    found: list[str] = []
     for text in texts:
-        found += [line.rstrip("\r\n") for line in sys.stdin] if text == "-" else [text]
+        found += _typed_lines() if text == "-" else [text]
     found = [text for text in found if text.strip()]
     if not found:
         raise UserError('there is no text to mask: spanbert masks "any text", or - for standard input')
     return found
+
+
+def _typed_lines() -> list[str]:
+    try:
+        text = read_bounded("-", TEXT_BYTES, "the texts").decode("utf-8-sig")
+        return [line.rstrip("\r") for line in text.split("\n")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
 def take_marked(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -142,116 +149,7 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
         pairs = np.array([(at[0], at[-1] + 1) for at in inside if len(at)], np.int64).reshape(-1, 2)
         spans = [pairs] if is_linguistic else None
         for epoch in range(config.draws):
-            batch = masker.mask(packed, epoch=epoch, indices=[index], spans=spans)
+            batch = masker.mask(packed, epoch=epoch, indices=np.array([index]), spans=spans)
             title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"
-            draws.append(_describe(title, text, places, flat_ids, batch, tokenizer))
+            draws.append(describe(title, text, places, flat_ids, batch, tokenizer))
     return draws
-
-
-def _describe(
-    title: str,
-    text: str,
-    places: np.ndarray,
-    flat_ids: np.ndarray,
-    batch: MaskedBatch[np.ndarray],
-    tokenizer: Tokenizer,
-) -> Draw:
-    """A masked block in words."""
-
-    def kind(position: int) -> StandIn:
-        if batch.packed.input_ids_T[position] == tokenizer.mask_id:
-            return "mask"
-        return "kept" if batch.packed.input_ids_T[position] == flat_ids[position] else "random"
-
-    targets, span_of = [], [None] * len(flat_ids)
-    with_sbo = set(batch.targets.sbo_K.tolist())
-    for number, position in enumerate(batch.targets.positions_M.tolist()):
-        span = int(batch.targets.span_M[number])
-        span_of[position] = span + 1
-        targets.append(
-            Target(
-                span=span + 1,
-                left=tokenizer.token(int(flat_ids[batch.targets.left_S[span]])),
-                right=tokenizer.token(int(flat_ids[batch.targets.right_S[span]])),
-                position=int(batch.targets.offset_M[number]) + 1,
-                token=tokenizer.token(int(flat_ids[position])),
-                stand_in=kind(position),
-                seen=tokenizer.token(int(batch.packed.input_ids_T[position])),
-                has_sbo=number in with_sbo,
-            )
-        )
-    boundaries = {*batch.targets.left_S.tolist(), *batch.targets.right_S.tolist()}
-    tokens, end = [], 0
-    for position, token_id in enumerate(flat_ids.tolist()):
-        token = tokenizer.token(token_id)
-        gap, shown = " " * (position > 0), token  # what stands around [CLS] and [SEP]
-        if 0 < position < len(flat_ids) - 1:
-            start, stop = (int(x) for x in places[position - 1])
-            gap = text[end:start] if position > 1 else gap
-            shown, end = text[start:stop], stop
-        stand_in = kind(position) if span_of[position] else None
-        seen = tokenizer.token(int(batch.packed.input_ids_T[position]))
-        tokens.append(Token(gap, shown, token, stand_in, seen, position in boundaries))
-    return Draw(title, tokens, targets, span_of)
-
-
-ON = {
-    "mask": colour_code("1;97;44"),
-    "random": colour_code("1;97;45"),
-    "kept": colour_code("1;30;42"),
-    "boundary": colour_code("4;33"),
-    "dim": colour_code("2"),
-}
-OFF = colour_code("0")
-PLAIN = {"mask": ("{", "}"), "random": ("{~", "}"), "kept": ("{=", "}"), "boundary": ("<", ">"), "dim": ("", "")}
-
-
-def render(draws: list[Draw], about: str, colour: bool) -> str:
-    """All draws for a terminal: each text with its spans and boundaries marked, then a table of its targets."""
-    style = {name: (ON[name], OFF) for name in ON} if colour else PLAIN
-    names = {
-        "mask": "[MASK] stands there",
-        "random": "a random token",
-        "kept": "left as it was",
-        "boundary": "boundary",
-    }
-    legend = "  ".join(f"{style[key][0]}{name}{style[key][1]}" for key, name in names.items())
-    blocks = [f"{about}\n{legend}"]
-    for draw in draws:
-        line = ""
-        for number, token in enumerate(draw.tokens):
-            before = draw.tokens[number - 1].stand_in if number else None
-            after = draw.tokens[number + 1].stand_in if number + 1 < len(draw.tokens) else None
-            key = token.stand_in or ("boundary" if token.is_boundary else None)
-            if key is None and number in (0, len(draw.tokens) - 1):
-                key = "dim"
-            opened, closed = style[key] if key else ("", "")
-            if token.stand_in:  # one mark around a run of tokens with the same stand-in
-                opened, closed = opened * (before != token.stand_in), closed * (after != token.stand_in)
-            joins = token.stand_in is not None and before == token.stand_in
-            line += (token.gap + opened if not joins else token.gap) + token.text + closed
-        blocks.append(f"{style['dim'][0]}{draw.title}: {draw.summary}{style['dim'][1]}\n{line}")
-        blocks += [table(draw)] * bool(draw.targets)
-    return "\n\n".join(blocks)
-
-
-HEAD = ("span", "left boundary", "right boundary", "position", "target", "in its place")
-
-
-def table(draw: Draw) -> str:
-    """The SBO targets as aligned columns."""
-    rows = [HEAD]
-    for target in draw.targets:
-        place = "kept" if target.stand_in == "kept" else target.seen
-        span = f"{target.span}" if target.position == 1 else ""
-        left, right = (target.left, target.right) if target.position == 1 else ("", "")
-        position = f"{target.position}" if target.has_sbo else f"{target.position} (no SBO)"
-        rows.append((span, left, right, position, target.token, place))
-    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell + " " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def width(text: str) -> int:
-    """Columns of a terminal that the text takes: Chinese and the like take two a character, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -16,21 +16,22 @@ import numpy as np
 
 from pretrain.masking.counter_rng import draw, sequence_keys, stream, unit
 from pretrain.masking.span_sampler import SpanRule, choose_spans, list_spans
-from pretrain.masking.word_sampler import Units, choose_words, find_words
+from pretrain.masking.word_sampler import Units, choose_words, either, find_words
 from spanbert.errors import UserError
 from spanbert.model.batch import MaskedBatch, PackedBatch, Targets
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 # purposes of the streams that replace tokens; those that choose spans and words are numbered there
-_ACTION, _REPLACEMENT = 16, 17
+_ACTION, _REPLACEMENT, _SCHEME = 16, 17, 18
 
 
 @dataclass(frozen=True)
 class MaskConfig:
     """How sequences are masked; the defaults are the paper's geometric spans (§3.1, §4.2)."""
 
-    scheme: Literal["geometric", "whole_word", "subword", "entities", "noun_phrases"] = "geometric"
-    """What is masked: spans of geometric length, single words, single tokens, or the spans of a tagger's sidecar."""
+    scheme: Literal["geometric", "whole_word", "subword", "mixed", "entities", "noun_phrases"] = "geometric"
+    """What is masked: spans of geometric length, single words, single tokens, one half of the sequences as geometric and the
+    other as subword (drawn anew each epoch), or the spans of a tagger's sidecar."""
     mask_share: float = 0.15
     """Share of a sequence's tokens that become targets."""
     geometric_p: float = 0.2
@@ -146,6 +147,12 @@ class Masker:
         budget = np.ceil(self.config.mask_share * words.tokens).astype(np.int64)
         if scheme in ("subword", "whole_word"):
             units = choose_words(words, budget, keys, self._rule.cut_mid_word)
+        elif scheme == "mixed":
+            # both for all of them: a sequence's mask is then the very one that either scheme would give it
+            tokens = find_words(input_ids, cu_seqlens, np.ones_like(self._starts_unit), self._special)
+            by_token = choose_words(tokens, budget, keys, self._rule.cut_mid_word)
+            takes_spans = unit(draw(stream(keys, _SCHEME), np.zeros(len(keys)))) < 0.5
+            units = either(takes_spans, choose_spans(words, budget, keys, self._rule, None), by_token)
         else:
             listed = None
             if scheme in ("entities", "noun_phrases"):

@@ -208,7 +208,7 @@ class _Progress:
         """Whether spans (C, n) overlap or touch one of their sequence's: `end` too must not be a word of another."""
         most = int(self.placed[live].max())
         taken_begin, taken_end = self.begin_KB[:most, live], self.end_KB[:most, live]
-        return ((taken_begin <= end[:, None]) & (taken_end >= begin[:, None])).any(axis=1)
+        return np.any((taken_begin <= end[:, None]) & (taken_end >= begin[:, None]), axis=1)
 
     def _place(self, sequence: np.ndarray, span: np.ndarray, *where: np.ndarray) -> None:
         """Write down each sequence's span number `span`: begin and end word, first token, size in tokens."""

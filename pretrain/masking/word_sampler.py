@@ -59,6 +59,14 @@ def find_words(ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndar
     )
 
 
+def either(takes_first_B: np.ndarray, first: Units, second: Units) -> Units:
+    """The first's units of the sequences that take those, the second's of the others, ascending."""
+    kept_first, kept_second = takes_first_B[first.sequence], ~takes_first_B[second.sequence]
+    both = [np.concatenate([a[kept_first], b[kept_second]]) for a, b in zip(first, second, strict=True)]
+    order = np.argsort(both[0])
+    return Units(*(values[order] for values in both))
+
+
 def choose_words(words: Words, budget_B: np.ndarray, keys_B: np.ndarray, cut_mid_word: bool) -> Units:
     """Whole words in a uniformly random order, up to the first that the budget cannot pay (`cut_mid_word`: cut).
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def save_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write this rank's slices below ``folder``. All ranks must call it."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {name: parameter.detach() for parameter, name in names.items()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"{names[parameter]}|{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -41,7 +41,8 @@ def load_shards(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Every weight in one piece on the host of the first rank (elsewhere: empty). All ranks must call it."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def cut_like(target: Tensor, whole: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from spanbert.config import read_json, read_json_object
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, remove_folder, remove_leftovers, sha256, write_atomic
+from spanbert.weights import BUNDLED, model_path
 
 MANIFEST = "manifest.json"
 
@@ -137,7 +138,9 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 def _score(checkpoint: Path) -> float | None:
     """A damaged manifest has no score: the damage is for ``newest_whole`` to name."""
     score = _manifest(checkpoint).get("score")
-    return score if type(score) in (int, float) and math.isfinite(score) else None
+    if isinstance(score, bool) or not isinstance(score, (int, float)):
+        return None
+    return score if math.isfinite(score) else None
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -163,13 +166,15 @@ def stopped_early(config: Mapping[str, Any]) -> str | None:
 
 
 def find_model(path: Path, which: str = "last") -> Path:
-    """A model folder from whatever a user names: such a folder itself, a run, one of its checkpoints, a download cache.
+    """A model folder from whatever a user names: such a folder itself, a run, one of its checkpoints, a download cache, or
+    the word for a bundled model (``spanbert.weights.BUNDLED``).
 
     Of a run: its finished ``model`` when there is one and ``which`` is "last", else its newest whole checkpoint, or the
     best whole one. Raises UserError when there is no model, or the checkpoint that was named is damaged.
     """
+    path = model_path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: no such folder; the bundled models are called {', '.join(BUNDLED)}")
     if (path / "checkpoints").is_dir() or (path / "model" / "config.json").is_file():
         store = CheckpointStore(path / "checkpoints", keep_last=0)
         finished = path / "model"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from spanbert.config import read_json_object
 from spanbert.distributed import Group
@@ -42,7 +42,7 @@ def save_training_state(
 
         save_shards(folder / SHARDS, model, optimizer)
     elif group is None or group.is_main:
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         tensors = {
             f"{names[parameter]}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
             for parameter, state in optimizer.state.items()

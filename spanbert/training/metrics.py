@@ -56,7 +56,9 @@ def plot_runs(
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, (label, metrics) in enumerate(runs.items()):
             for split, style in STYLES.items():
-                points = [(r["step"], r[name]) for r in metrics if r["split"] == split and r.get(name) is not None]
+                points = [
+                    (r["step"], r[name]) for r in metrics if r["split"] == split and type(r.get(name)) in (int, float)
+                ]
                 if points:
                     colour = f"C{number}" if len(runs) > 1 else ("C0" if split == "train" else "C1")
                     axis.plot(*zip(*points, strict=True), label=f"{label} {split}".strip(), color=colour, **style)

@@ -34,7 +34,8 @@ def parallelise(model: nn.Module, layers: nn.ModuleList, group: Group, kind: str
         mesh = init_device_mesh(group.device.type, (group.world,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
-        return fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh)  # in place: the module is an FSDPModule from here on
+        return model
     if group.world == 1:
         return model
     ids = [group.device.index] if group.device.type == "cuda" else None

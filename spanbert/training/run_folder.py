@@ -172,5 +172,5 @@ def report_lost_folder(path: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; lines that are not whole JSON objects are passed over."""
-    return [record for record in read_json_lines(path) if "step" in record]
+    """Records of a metrics.jsonl: those with a step and a split. Lines that are none, or are damaged, are passed over."""
+    return [r for r in read_json_lines(path) if type(r.get("step")) is int and isinstance(r.get("split"), str)]

@@ -26,7 +26,7 @@ TEXT = "The bridge was built in 1894. It crosses the river Thames near the Tower
 QUESTION = "When was the bridge built?"
 KINDS = {
     "encoder": (SpanBertForPretraining, ("mlm", "sbo")),
-    "qa": (SpanBertForQuestionAnswering, ("qa_outputs",)),
+    "scratch": (SpanBertForQuestionAnswering, ("qa_outputs",)),
 }
 #: What takes long to import and has no part in answering a question.
 HEAVY = (
@@ -46,7 +46,7 @@ HEAVY = (
 
 
 def folder_of(kind: str) -> Path:
-    return {"encoder": bundled.encoder_path, "qa": bundled.qa_model_path}[kind]()
+    return bundled.bundled_path(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,20 +68,20 @@ def test_every_shipped_tensor_was_trained(kind: str) -> None:
 
 
 def test_the_shipped_models_share_a_tokenizer_and_fit_a_package() -> None:
-    assert Tokenizer.load(folder_of("qa")).fingerprint == Tokenizer.load(bundled.tokenizer_path()).fingerprint
-    assert sum(file.stat().st_size for file in bundled.WEIGHTS.rglob("*") if file.is_file()) <= 70_000_000
+    assert Tokenizer.load(folder_of("scratch")).fingerprint == Tokenizer.load(bundled.tokenizer_path()).fingerprint
+    assert sum(file.stat().st_size for file in bundled.WEIGHTS.rglob("*") if file.is_file()) <= 80_000_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shipped_model_says_where_it_comes_from_and_how_good_it_is(kind: str) -> None:
     card = (folder_of(kind) / "README.md").read_text(encoding="utf-8")
     wanted = ["license: cc-by-sa-4.0", "CC BY-SA 3.0", "Wikipedia", "## Scores", "## Limits", "spanbert pretrain"]
-    wanted += ["SQuAD", "What it gets wrong", "spanbert finetune qa"] if kind == "qa" else ["unigram baseline"]
+    wanted += ["SQuAD", "What it gets wrong", "spanbert finetune qa"] if kind == "scratch" else ["unigram baseline"]
     assert [words for words in wanted if words not in card] == []
 
 
 def test_the_shipped_model_answers_in_the_texts_own_words() -> None:
-    answer = QuestionAnswerer.load(folder_of("qa"), device="cpu").answer(QUESTION, TEXT)[0]
+    answer = QuestionAnswerer.load(folder_of("scratch"), device="cpu").answer(QUESTION, TEXT)[0]
     assert TEXT[answer.start : answer.end] == answer.text
     assert answer.text.strip()
 
@@ -131,6 +131,27 @@ def test_no_model_named_means_the_shipped_one(made_up: Path, labelled: Path, cap
     options = ["--init", "shipped", "--train", str(labelled), "--output", str(run), "--epochs", "1", "--device", "cpu"]
     assert main(["finetune", "qa", *options]) == 0
     assert f"starting from {bundled.encoder_path()}" in capsys.readouterr().out
+
+
+def test_a_bundled_model_is_named_by_a_word(made_up: Path, labelled: Path, capsys: pytest.CaptureFixture) -> None:
+    """A folder of that name in the working directory is meant rather than the word."""
+    assert main(["evaluate", "qa", "scratch", str(labelled), "--device", "cpu"]) == 0
+    assert f"spanbert ask {bundled.WEIGHTS / 'scratch'}" in capsys.readouterr().out
+    assert main(["fill", "encoder", "The [SPAN:2] was built", "--device", "cpu"]) == 0
+    assert main(["evaluate", "qa", "sctach", str(labelled), "--device", "cpu"]) == 2
+    assert "sctach: no such folder; the bundled models are called reader, scratch, encoder" in capsys.readouterr().err
+    assert bundled.model_path(made_up) == made_up
+
+
+def test_the_better_reader_answers_and_the_smaller_one_where_it_is_missing(
+    made_up: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spanbert.errors._noted", set())  # notes are given once in a process
+    assert bundled.qa_model_path() == bundled.WEIGHTS / "scratch"
+    assert "the bundled reader is not installed: scratch" in capsys.readouterr().err
+    (bundled.WEIGHTS / "scratch").rename(bundled.WEIGHTS / "reader")
+    assert bundled.qa_model_path() == bundled.WEIGHTS / "reader"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
