@@ -130,7 +130,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         disable=not group.is_main,
     )
     asked: int | None = None
-    with StopRequest() as stop:
+    with StopRequest() as stop, bar:
         begun = time.perf_counter()
         while state.step < total_steps:
             asked = voted(group.sum(votes(stop.number)))

@@ -298,7 +298,7 @@ def report_full_disk(path: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"the disk is full while writing {path}: what was there before still stands; "
-            "free some space and run the same command again"
+            "free some space and give the same command again, for training with --resume"
         ) from error
 
 

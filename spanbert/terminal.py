@@ -82,18 +82,22 @@ class _SafeStream:
     """A text stream that shows control characters. Standard error passes a return at the beginning, a bar's."""
 
     def __init__(self, stream: TextIO, is_output: bool):
-        self._stream, self._is_output, self.untouched = stream, is_output, False
+        self._stream, self._is_output = stream, is_output
+        self.untouched = self._bar_is_open = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        # an error may end what the bar counted
+        ended = "\n" if self._bar_is_open and not text.startswith(("\r", "\n")) else ""
         shown = text
+        self._bar_is_open = not self._is_output and text.startswith("\r") and not text.isspace()
         if not self.untouched:
             bar = "" if self._is_output or not text.startswith("\r") else "\r"
             shown = bar + _COLOUR_OR_CONTROL.sub(_passed_or_shown, text[len(bar) :])
         try:
-            self._stream.write(shown)
+            self._stream.write(ended + shown)
         except OSError as error:
             self._lost(error)
         return len(text)

@@ -39,7 +39,7 @@ from pretrain.data.shards import (
     write_shard,
 )
 from pretrain.data.span_annotations import SpanSidecar
-from spanbert.config import read_json_object
+from spanbert.config import check_range, read_json_object
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, check_writable, report_full_disk, write_atomic
 from spanbert.locks import try_lock
@@ -144,12 +144,10 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
 
 
 def _check(config: PrepareConfig) -> None:
-    if config.block_length < 8:
-        raise UserError(f"--block-length {config.block_length} is too short: give at least 8 (512 in the paper)")
+    check_range(config, 8, 1_000_000, "block_length")  # 512 in the paper
     if not 0 <= config.validation_share < 1:
         raise UserError(f"--validation-share {config.validation_share} is not in [0, 1)")
-    if config.processes < 1:
-        raise UserError(f"--processes {config.processes} is not a number of processes: give 1 or more")
+    check_range(config, 1, 1_000, "processes")
 
 
 def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict:

@@ -24,6 +24,7 @@ from pretrain.inspect.fill_template import Template, parse_template
 from spanbert.checkpoint.load_report import LoadReport, untied_note
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
+from spanbert.config import check_range
 from spanbert.device import choose_device
 from spanbert.errors import UserError
 from spanbert.model.batch import pack_sequences
@@ -90,8 +91,7 @@ class Filled:
 def run_fill(config: FillConfig) -> None:
     """Load, predict, print."""
     text, path = (config.text, Path(config.model)) if config.text else (config.model, encoder_path())
-    if config.top_k < 1:
-        raise UserError(f"--top-k must be at least 1, not {config.top_k}")
+    check_range(config, 1, 1_000, "top_k")  # the search over a span's tokens takes their square
     device = choose_device(config.device)
     folder = find_model(path)
     model, tokenizer, report = load_model_and_tokenizer(folder, SpanBertForPretraining)

@@ -19,6 +19,7 @@ from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_text import render
 from pretrain.inspect.mask_view import Draw, describe
 from pretrain.masking.masker import MaskConfig, Masker
+from spanbert.config import check_range
 from spanbert.errors import UserError
 from spanbert.files import TEXT_BYTES, check_writable, read_bounded, write_atomic
 from spanbert.model.batch import pack_sequences
@@ -53,10 +54,9 @@ class MasksConfig:
 
 def run_masks(config: MasksConfig) -> None:
     """Mask, then print or write a page."""
-    if min(config.draws, config.sbo_positions) < 1 or config.block_length < 3:
-        raise UserError(
-            "--draws and --sbo-positions must be at least 1, --block-length at least 3 ([CLS], a token, [SEP])"
-        )
+    check_range(config, 1, 10_000, "draws", "sbo_positions")
+    check_range(config, 3, 1_000_000, "block_length")  # [CLS], a token, [SEP]
+    check_range(config, 0, 2**63, "seed", below=True)
     if config.html is not None:
         check_writable(config.html, "file", "--html")
         if not config.overwrite:
