@@ -41,7 +41,7 @@ class Faults:
 
     def meet(self, path: Any) -> None:
         if isinstance(path, int):
-            path = os.readlink(f"/proc/self/fd/{path}")
+            path = Path(f"/proc/self/fd/{path}").readlink()
         if not os.fsdecode(path).startswith(self.roots):
             return
         self.calls += 1
@@ -122,7 +122,7 @@ def words(command: str, made: Path, out: Path) -> list[str]:
         "init": f"{made}/corpus --output {out}/init --size mini",
         "pretrain": f"{made}/corpus --output {out}/pretrain --init-from {made}/model --steps 2 --batch-size 4 {cpu} "
         "--save-every 1 --eval-every 1 --log-every 1 --warmup 0",
-        "finetune classify": f"--train {made}/labelled.tsv --dev {made}/labelled.tsv --init {made}/model --epochs 1 "
+        "finetune classify": f"--train {made}/labelled.tsv --dev {made}/labelled.tsv --init {made}/model --epochs 1 --window 32 "
         f"--output {out}/finetune --batch-size 4 --save-every 1 {cpu}",
         "evaluate classify": f"{made}/classifier {made}/labelled.tsv --output {out}/scores {cpu}",
         "predict classify": f"{made}/classifier {made}/labelled.tsv --output {out}/predicted.jsonl {cpu}",
