@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from finetune.predict import Machine, TrainedModel, predict
 from finetune.task import Features, Task
-from spanbert.files import write_atomic
+from spanbert.files import check_writable, write_atomic
 from spanbert.model.models import SpanBertModel
 
 
@@ -62,6 +62,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
 def run_evaluate(trained: TrainedModel[Any], file: Path, output: Path | None, limit: int | None) -> Evaluation:
     """Print the metrics of a model on `file`; write them with the predictions where a folder is given."""
     task = trained.task
+    if output is not None:
+        check_writable(output, "files inside")
     records = task.read(file, "evaluate").first(limit)
     features = task.encode(records, trained.tokenizer, "evaluate")
     print(f"{file}: {features.examples:,} {task.noun}, {len(features.lengths):,} windows")

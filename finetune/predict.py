@@ -18,7 +18,7 @@ from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.device import autocast, choose_device, choose_precision
 from spanbert.errors import UserError
-from spanbert.files import write_atomic
+from spanbert.files import check_writable, write_atomic
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -142,6 +142,8 @@ def predict(
 def run_predict(trained: TrainedModel[Any], file: Path, output: Path | None, limit: int | None) -> None:
     """Predictions for the examples of `file` (- for standard input) as JSON lines, to `output` or standard output."""
     task = trained.task
+    if output is not None:
+        check_writable(output, "file")
     records = task.read(file, "predict").first(limit)
     features = task.encode(records, trained.tokenizer, "predict")
     for note in features.notes:

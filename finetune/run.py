@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from spanbert.checkpoint.model_folder import save_model, write_model
 from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.distributed import Group
-from spanbert.files import write_atomic
-from spanbert.training.metrics import plot_curves
+from spanbert.files import remove_folder, write_atomic
+from spanbert.training.metrics import only_warned, plot_curves
 from spanbert.training.resume import RunStart
-from spanbert.training.run_folder import check_same_config
 from spanbert.training.step_log import BadStep, StepLog, bad_steps_in_a_row
 
 
@@ -34,26 +32,18 @@ class State:
     """Of training since the last record."""
 
 
-def complete(config: FinetuneConfig) -> bool:
-    """Whether the run in OUTPUT has its model already; says so, and removes the checkpoints that a kill left there.
-
-    Raises UserError when it was started with other options.
-    """
-    final = config.output / "model"
-    if not (final / "config.json").is_file() or not (config.output / "config.json").is_file():
-        return False
-    check_same_config(config.output, config, MAY_DIFFER_ON_RESUME)
-    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
-    print(f"{config.output} is complete; its model is {final}")
-    return True
-
-
 class FinetuneRun:
     """One process's session of a run. Made first: it refuses what cannot be, before anything is read or written."""
 
     def __init__(self, config: FinetuneConfig, group: Group):
         self.config, self.group = config, group
-        self.start = RunStart(config.output, config, MAY_DIFFER_ON_RESUME, resume=config.resume, group=group)
+        self.final = config.output / "model"
+        self.start = RunStart(
+            config.output, config, MAY_DIFFER_ON_RESUME, resume=config.resume, group=group,
+            complete=lambda: (self.final / "config.json").is_file(),
+        )  # fmt: skip
+        if self.start.complete:
+            group.print_main(f"{config.output} is complete; its model is {self.final}")
 
     def open(self, prepared: Prepared, optimizer: torch.optim.Optimizer) -> State:
         """Start the run's folder, or with --resume put the optimizer back → where to continue. All ranks call it."""
@@ -124,15 +114,20 @@ class FinetuneRun:
         prepared, evaluation = self.prepared, None
         if self.group.is_main and prepared.dev is not None:
             evaluation = evaluate(prepared.task, prepared.model, prepared.dev, prepared.machine, tune=True)
-            self._log(step, "validation", **evaluation.metrics)
+            if not self._validated(step):  # by a session that was killed afterwards
+                self._log(step, "validation", **evaluation.metrics)
             print(evaluation.task.describe(evaluation.metrics))
         self.group.barrier()
         return evaluation
 
-    def finish(self, step: int) -> None:
-        """Evaluate, write the predictions, the curves and the model with its settings; the checkpoints have served.
+    def _validated(self, step: int) -> bool:
+        records = self.folder.metrics() if self.folder is not None else []
+        return any(record["split"] == "validation" and record["step"] == step for record in records)
 
-        The model is written last: where it is, all else is.
+    def finish(self, step: int) -> None:
+        """Evaluate, write the model with its settings, then predictions and curves; the checkpoints have served.
+
+        What fails beside the model is a warning. Until the checkpoints are gone, a resumed run comes here again.
         """
         evaluation = self.evaluate(step)
         self.group.on_main(lambda: self._write(step, evaluation))
@@ -141,12 +136,16 @@ class FinetuneRun:
         assert self.folder is not None
         output, prepared = self.config.output, self.prepared
         task = evaluation.task if evaluation is not None else prepared.task
-        names = write_evaluation(output, evaluation) if evaluation is not None else []
-        plot_curves(self.folder.metrics(), ["loss"], output / "curves.png", output.name)
-        final = output / "model"
+        final, names = self.final, []
         save_model(final, prepared.model, prepared.tokenizer, task.model_config())
-        shutil.rmtree(self.start.store.folder)
-        written = f"{listed(names)} beside it" if names else "no --dev, so no predictions"
+        if evaluation is not None:
+            with only_warned(f"the predictions in {output}"):
+                names = write_evaluation(output, evaluation)
+        with only_warned(f"the curves in {output}"):
+            plot_curves(self.folder.metrics(), ["loss"], output / "curves.png", output.name)
+        with only_warned(f"{self.start.store.folder} is not removed"):
+            remove_folder(self.start.store.folder)
+        written = f"{listed(names)} beside it" if names else "no predictions" + " (no --dev)" * (evaluation is None)
         print(f"wrote {final} ({step:,} steps); {written}")
         for note in task.training_notes(evaluated=evaluation is not None):
             print(note)

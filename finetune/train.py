@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from finetune.config import FinetuneConfig
 from finetune.prepare import Prepared, prepare
-from finetune.run import FinetuneRun, complete
+from finetune.run import FinetuneRun
 from finetune.task import Features, Task
 from spanbert.device import choose_precision, describe, tune_allocator
 from spanbert.distributed import Group, join_group
 from spanbert.model.batch import PackedBatch
 from spanbert.model.encoder import count_parameters
+from spanbert.training.console import output_may_fail
 from spanbert.training.optim import adamw, linear_schedule
 from spanbert.training.parallel import parallelise
 from spanbert.training.signals import Stopped, StopRequest, voted, votes
@@ -84,11 +85,11 @@ def run_finetune(task: Task, config: FinetuneConfig) -> None:
     """Train, evaluate, and leave OUTPUT/model. Raises UserError for anything that cannot be, before it trains."""
     config.check()
     tune_allocator()
-    with join_group(config.device) as group:
-        if config.resume and group.on_main(lambda: complete(config)):
-            return
+    with output_may_fail(), join_group(config.device) as group:
         run = FinetuneRun(config, group)
         try:
+            if run.start.complete:
+                return
             train(run, prepare(task, config, group, run.start.checkpoint), group)
         finally:
             run.close()
@@ -129,7 +130,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         disable=not group.is_main,
     )
     asked: int | None = None
-    with StopRequest() as stop:
+    with StopRequest() as stop, bar:
         begun = time.perf_counter()
         while state.step < total_steps:
             asked = voted(group.sum(votes(stop.number)))

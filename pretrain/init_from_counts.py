@@ -85,7 +85,7 @@ def run_init(config: InitConfig) -> None:
         model.encoder.embeddings.position.weight.copy_(
             config.std * sinusoids(shape.max_position_embeddings, shape.hidden_size)
         )
-    save_model(config.output, model, tokenizer, {UNTRAINED: ["mlm", "sbo"], MADE_BY: to_dict(config)})
+    save_model(config.output, model, tokenizer, {UNTRAINED: ["mlm", "sbo"], MADE_BY: to_dict(config)}, replace=False)
     print(f"wrote {config.output}: {config.size}, from {len(flat_ids):,} tokens and {ppmi_VV._nnz():,} pairs of tokens")
     print(f"next: spanbert pretrain {config.data} --init-from {config.output} --output RUN_FOLDER")
 

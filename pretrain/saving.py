@@ -13,7 +13,7 @@ from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import is_sharded, save_training_state
 from spanbert.files import atomic_folder
 from spanbert.model.models import SpanBertForPretraining
-from spanbert.training.metrics import plot_curves
+from spanbert.training.metrics import only_warned, plot_curves
 from spanbert.training.run_folder import report_lost_folder
 from spanbert.training.step_log import StepLog
 
@@ -59,7 +59,9 @@ class Saver:
                 write_model(aside, whole, run.data.tokenizer, self._untrained)
         names = ["mlm_loss", "sbo_loss"] if run.config.sbo else ["mlm_loss"]
         curves = run.config.output / "curves.png"
-        drawn = plot_curves(run.folder.metrics(), names, curves, run.config.output.name, baseline)
+        drawn = False
+        with only_warned(f"the curves in {curves}"):
+            drawn = plot_curves(run.folder.metrics(), names, curves, run.config.output.name, baseline)
         run.folder.close()
         and_curves = f", curves in {curves}" if drawn else ""
         if stopped:

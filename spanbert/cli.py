@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from types import ModuleType
@@ -46,12 +47,31 @@ OLD_WORDS = {"start": "init"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status (0 well, 2 the user's mistake, 128 + a signal: stopped by it).
+    """Run one command; return the exit status (0 well, 2 the user's mistake, 1 any other failure, 128 + a signal:
+    stopped by it).
 
     Without ``arguments`` those of the process are taken, which then is this command's alone.
     """
+    from spanbert.terminal import OutputLost, open_missing_streams, safe_output
+
     import_module = _import_for_good if arguments is None else importlib.import_module
+    if arguments is None:
+        open_missing_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with safe_output():
+            try:
+                return _dispatch(arguments, import_module)
+            finally:
+                sys.stdout.flush()  # here, where what goes wrong can still be said
+    except OutputLost as lost:
+        if lost.reader_left:  # as in `spanbert … | head`
+            return 0
+        print(f"error: standard output cannot be written ({lost})", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str], import_module: Callable[[str], ModuleType]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -80,14 +100,16 @@ def overview() -> str:
 def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]) -> int:
     import tyro
 
-    from spanbert.errors import UserError
+    from spanbert.errors import UserError, outside_cause
+    from spanbert.terminal import OutputLost, untouched_output
     from spanbert.training.signals import Stopped
 
     module_name, function_name, line = COMMANDS[words]
     try:
         function = getattr(import_module(module_name), function_name)
         (config_class,) = (t for name, t in typing.get_type_hints(function).items() if name != "return")
-        config = tyro.cli(config_class, args=rest, prog=f"spanbert {words}", description=line)
+        with untouched_output():  # help has colours of its own
+            config = tyro.cli(config_class, args=rest, prog=f"spanbert {words}", description=line)
         function(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,9 +119,15 @@ def _run(words: str, rest: list[str], import_module: Callable[[str], ModuleType]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as in `spanbert … | head`
-        sys.stderr.close()
-        return 0
+    except OutputLost:
+        raise
+    except Exception as error:
+        reason = outside_cause(error)
+        if reason is None:
+            traceback.print_exc()
+            reason = f"this is a bug in spanbert {spanbert.__version__}: please report it with the lines above"
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spanbert.errors import UserError
-from spanbert.files import write_atomic
+from spanbert.files import RECORDS_BYTES, SETTINGS_BYTES, read_bounded, write_atomic
 
 T = TypeVar("T")
 
@@ -74,11 +74,7 @@ def read_json(path: Path) -> Any:
     Raises UserError, naming file and place, when it is missing, unreadable or broken.
     """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        return json.loads(read_bounded(path, SETTINGS_BYTES, "a JSON file").decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may have been cut off") from None
 
@@ -92,9 +88,13 @@ def read_json_object(path: Path, content: str) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; lines that are none (one cut off by a crash) are passed over."""
+    """The objects of a file of JSON lines; lines that are none (one cut off by a crash) are passed over.
+
+    A file that is not there has none. Raises UserError where one cannot be read.
+    """
     records = []
-    for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n") if path.exists() else []:
+    data = read_bounded(path, RECORDS_BYTES, "a file of JSON lines") if path.exists() else b""
+    for line in data.decode("utf-8-sig", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

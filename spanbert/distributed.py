@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spanbert.device import choose_device
-from spanbert.errors import UserError
+from spanbert.errors import UserError, describe_os_error
 
 T = TypeVar("T")
 
@@ -61,13 +61,16 @@ class Group:
         return box[0]
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Call ``function`` on the main rank only → its result on every rank, or its UserError raised on every rank."""
+        """Call ``function`` on the main rank only → its result on every rank, or its UserError (or OSError, in words) raised
+        on every rank."""
         result, error = None, None
         if self.is_main:
             try:
                 result = function()
             except UserError as raised:
                 error = raised
+            except OSError as raised:
+                error = UserError(describe_os_error(raised))
         result, message = self.broadcast((result, error and str(error)))
         if message is not None:
             raise error or UserError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import IO
@@ -13,15 +14,28 @@ def try_lock(path: Path, patience: int = 0) -> IO[str] | None:
 
     patience: seconds to wait for that process.
     """
-    handle = path.open("w")
     for seconds_left in range(patience, -1, -1):
+        handle = path.open("w")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
+            if _is_at(handle, path):
+                return handle
         except BlockingIOError:
             time.sleep(1 if seconds_left else 0)
-    handle.close()
+        except OSError as error:  # a file system without locks
+            error.filename = str(path)
+            handle.close()
+            raise
+        handle.close()
     return None
+
+
+def _is_at(handle: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one at ``path``: a lock on one that was removed since keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(path: Path) -> bool:

@@ -133,9 +133,16 @@ def _end_when_the_loop_says_so(loop: int) -> None:
 
 @contextlib.contextmanager
 def report_lost_worker() -> Iterator[None]:
-    """Turn the death of a worker, which PyTorch raises wherever the loop happens to be, into one sentence (UserError)."""
+    """Turn what PyTorch raises of a worker, wherever the loop happens to be, into one sentence (UserError).
+
+    The death of one; and an error of what it reads, whose message then is PyTorch's traceback with ours at the end.
+    """
     try:
         yield
+    except (UserError, OSError) as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise UserError(str(error).strip().rpartition("\n")[2].partition(": ")[2]) from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise

@@ -39,9 +39,9 @@ from pretrain.data.shards import (
     write_shard,
 )
 from pretrain.data.span_annotations import SpanSidecar
-from spanbert.config import read_json_object
+from spanbert.config import check_range, read_json_object
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, report_full_disk, write_atomic
+from spanbert.files import atomic_folder, check_writable, report_full_disk, write_atomic
 from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -90,8 +90,11 @@ def run_prepare(config: PrepareConfig) -> None:
             f"{config.output} is already prepared with these settings and undamaged: nothing to do (--overwrite prepares it again)"
         )
         return
+    check_writable(config.output, "folder")
     work = config.output.with_name(f".{config.output.name}.preparing")
     with _only_one(work), _clear_errors(config.output, work):
+        if config.output.exists() and not config.overwrite:
+            raise UserError(f"{config.output}: another preparation has written it meanwhile; run the command again")
         report = _prepare(config, tokenizer, corpus, identity, work)
     shutil.rmtree(work, ignore_errors=True)
     print_report(report)
@@ -141,12 +144,10 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
 
 
 def _check(config: PrepareConfig) -> None:
-    if config.block_length < 8:
-        raise UserError(f"--block-length {config.block_length} is too short: give at least 8 (512 in the paper)")
+    check_range(config, 8, 1_000_000, "block_length")  # 512 in the paper
     if not 0 <= config.validation_share < 1:
         raise UserError(f"--validation-share {config.validation_share} is not in [0, 1)")
-    if config.processes < 1:
-        raise UserError(f"--processes {config.processes} is not a number of processes: give 1 or more")
+    check_range(config, 1, 1_000, "processes")
 
 
 def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict:

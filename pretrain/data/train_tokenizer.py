@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,8 +18,9 @@ from tokenizers import models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
+from spanbert.config import check_range
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, check_writable
 from spanbert.tokenizer.vocabulary_files import FILES
 from spanbert.tokenizer.wordpiece import CONTINUATION, SPECIAL_TOKENS, Tokenizer, bert_normalizer
 
@@ -51,11 +53,14 @@ class TrainTokenizerConfig:
 
 
 def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
-    if config.vocab_size < 2 * len(SPECIAL_TOKENS):
-        raise UserError(f"--vocab-size {config.vocab_size} is too small: give at least {2 * len(SPECIAL_TOKENS)}")
+    check_range(config, 2 * len(SPECIAL_TOKENS), 10_000_000, "vocab_size")
+    check_range(config, 1, 2**63, "min_frequency", below=True)
+    check_range(config, 0, math.inf, "sample_mb")
+    check_range(config, 0, 2**63, "seed", below=True)
     if not 0 < config.character_coverage <= 1:
         raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
     check_output(config.output)
+    check_writable(config.output, "folder")
     began = time.perf_counter()
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     texts, read_bytes = sample_documents(corpus, config.sample_mb, config.seed)
@@ -104,21 +109,20 @@ def sample_documents(corpus: Iterable[Document], limit_mb: float, seed: int) -> 
     kept: list[tuple[int, int, str, int]] = []  # heap by highest priority value, to drop first
     held = seen = 0
     threshold = None  # once something was dropped, only smaller priorities may enter
-    bar = _reading_bar(corpus)
-    for position, document in enumerate(corpus):
-        size = len(document.text) if document.text.isascii() else len(document.text.encode())
-        seen += size
-        digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-        priority = int.from_bytes(digest, "big")
-        if threshold is None or priority < threshold:
-            heapq.heappush(kept, (-priority, position, document.text, size))
-            held += size
-            while held > limit and len(kept) > 1:
-                negative, _, _, dropped = heapq.heappop(kept)
-                held, threshold = held - dropped, -negative
-        if isinstance(corpus, Corpus):
-            bar.update(corpus.progress.bytes - bar.n)
-    bar.close()
+    with _reading_bar(corpus) as bar:
+        for position, document in enumerate(corpus):
+            size = len(document.text) if document.text.isascii() else len(document.text.encode())
+            seen += size
+            digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+            priority = int.from_bytes(digest, "big")
+            if threshold is None or priority < threshold:
+                heapq.heappush(kept, (-priority, position, document.text, size))
+                held += size
+                while held > limit and len(kept) > 1:
+                    negative, _, _, dropped = heapq.heappop(kept)
+                    held, threshold = held - dropped, -negative
+            if isinstance(corpus, Corpus):
+                bar.update(corpus.progress.bytes - bar.n)
     return [text for _, _, text, _ in sorted(kept, key=lambda item: item[1])], seen
 
 

@@ -24,11 +24,13 @@ from pretrain.inspect.fill_template import Template, parse_template
 from spanbert.checkpoint.load_report import LoadReport, untied_note
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
+from spanbert.config import check_range
 from spanbert.device import choose_device
 from spanbert.errors import UserError
 from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.terminal import colour as colour_code
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import encoder_path
 
@@ -89,8 +91,7 @@ class Filled:
 def run_fill(config: FillConfig) -> None:
     """Load, predict, print."""
     text, path = (config.text, Path(config.model)) if config.text else (config.model, encoder_path())
-    if config.top_k < 1:
-        raise UserError(f"--top-k must be at least 1, not {config.top_k}")
+    check_range(config, 1, 1_000, "top_k")  # the search over a span's tokens takes their square
     device = choose_device(config.device)
     folder = find_model(path)
     model, tokenizer, report = load_model_and_tokenizer(folder, SpanBertForPretraining)
@@ -221,7 +222,7 @@ def best_fills(log_probs_MV: Tensor, lengths: tuple[int, ...], tokenizer: Tokeni
 
 def render(result: Filled, head: Head, folder: Path, colour: bool) -> str:
     """The result for a terminal: the filled texts, then the alternatives of each position."""
-    mark = ("\033[1;32m", "\033[0m") if colour else ("[", "]")
+    mark = (colour_code("1;32"), colour_code("0")) if colour else ("[", "]")
     name = {"mlm": "MLM head", "sbo": "SBO head", "both": "MLM and SBO heads together"}[head]
     several = any(blank.shortest != blank.longest for blank in result.template.blanks)
     lines = [f"{folder}, {name}" + (", ranked by probability per token" if several else "")]

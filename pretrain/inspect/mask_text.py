@@ -5,15 +5,16 @@ from __future__ import annotations
 import unicodedata
 
 from pretrain.inspect.mask_view import Draw
+from spanbert.terminal import colour as colour_code
 
 ON = {
-    "mask": "\033[1;97;44m",
-    "random": "\033[1;97;45m",
-    "kept": "\033[1;30;42m",
-    "boundary": "\033[4;33m",
-    "dim": "\033[2m",
+    "mask": colour_code("1;97;44"),
+    "random": colour_code("1;97;45"),
+    "kept": colour_code("1;30;42"),
+    "boundary": colour_code("4;33"),
+    "dim": colour_code("2"),
 }
-OFF = "\033[0m"
+OFF = colour_code("0")
 PLAIN = {"mask": ("{", "}"), "random": ("{~", "}"), "kept": ("{=", "}"), "boundary": ("<", ">"), "dim": ("", "")}
 
 

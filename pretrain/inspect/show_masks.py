@@ -19,8 +19,9 @@ from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_text import render
 from pretrain.inspect.mask_view import Draw, describe
 from pretrain.masking.masker import MaskConfig, Masker
+from spanbert.config import check_range
 from spanbert.errors import UserError
-from spanbert.files import write_atomic
+from spanbert.files import TEXT_BYTES, check_writable, read_bounded, write_atomic
 from spanbert.model.batch import pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import tokenizer_path
@@ -53,12 +54,13 @@ class MasksConfig:
 
 def run_masks(config: MasksConfig) -> None:
     """Mask, then print or write a page."""
-    if min(config.draws, config.sbo_positions) < 1 or config.block_length < 3:
-        raise UserError(
-            "--draws and --sbo-positions must be at least 1, --block-length at least 3 ([CLS], a token, [SEP])"
-        )
-    if config.html is not None and not config.overwrite:
-        _check_page(config.html)
+    check_range(config, 1, 10_000, "draws", "sbo_positions")
+    check_range(config, 3, 1_000_000, "block_length")  # [CLS], a token, [SEP]
+    check_range(config, 0, 2**63, "seed", below=True)
+    if config.html is not None:
+        check_writable(config.html, "file", "--html")
+        if not config.overwrite:
+            _check_page(config.html)
     tokenizer, masker, note = make_masker(config)
     texts = read_texts(config.texts)
     draws = []
@@ -78,8 +80,6 @@ def run_masks(config: MasksConfig) -> None:
 
 def _check_page(path: Path) -> None:
     """Raise UserError when the file exists and is no page of this command: its name may be a mistake."""
-    if path.is_dir():
-        raise UserError(f"--html {path} is a folder: name a file")
     if path.exists():
         with path.open("rb") as handle:
             if PAGE_BEGIN not in handle.read(1000):
@@ -104,11 +104,19 @@ def read_texts(texts: tuple[str, ...]) -> list[str]:
     """The texts given, with the lines of standard input in the place of "-". Raises UserError when there are none."""
     found: list[str] = []
     for text in texts:
-        found += [line.rstrip("\r\n") for line in sys.stdin] if text == "-" else [text]
+        found += _typed_lines() if text == "-" else [text]
     found = [text for text in found if text.strip()]
     if not found:
         raise UserError('there is no text to mask: spanbert masks "any text", or - for standard input')
     return found
+
+
+def _typed_lines() -> list[str]:
+    try:
+        text = read_bounded("-", TEXT_BYTES, "the texts").decode("utf-8-sig")
+        return [line.rstrip("\r") for line in text.split("\n")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
 def take_marked(text: str) -> tuple[str, list[tuple[int, int]]]:

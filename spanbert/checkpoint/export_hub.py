@@ -84,7 +84,7 @@ def run_export(config: ExportConfig) -> None:
     untrained = [head for head in untrained_heads(stored.raw) if holds(tensors, all_heads()[head])]
     if untrained:
         new_config[UNTRAINED] = untrained
-    with atomic_folder(config.output) as aside:
+    with atomic_folder(config.output, replace=False) as aside:
         write_tensors(aside, tensors, new_config)
         tokenizer.save(aside)
     parameters = sum(tensor.numel() for tensor in tensors.values())

@@ -37,7 +37,7 @@ from spanbert.checkpoint.model_folder import (
 from spanbert.checkpoint.weight_checks import check_encoder, check_numbers, check_vocabulary, count_layers
 from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import to_theirs, untied_heads, usual_names
-from spanbert.config import read_json_object
+from spanbert.config import check_range, read_json_object
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder
 from spanbert.model.config import EncoderConfig
@@ -70,6 +70,7 @@ class ImportConfig:
 
 def run_import(config: ImportConfig) -> None:
     """Read, check, report, write. Raises UserError, with nothing written, when the source cannot be used."""
+    check_range(config, 0, 2**63, "seed", below=True)
     refuse_existing(config.output)
     place = (snapshot_of(config.source) if config.source.is_dir() else None) or config.source
     stored, file = read_weights(place)
@@ -91,7 +92,7 @@ def run_import(config: ImportConfig) -> None:
     untrained = [head.name for head in pretraining.all_heads if not report.has(head.name)]
     finished = _finished_model(raw, kept, pretraining, untrained)
     written = {**to_theirs(model.state_dict()), **kept}
-    with atomic_folder(config.output) as aside:
+    with atomic_folder(config.output, replace=False) as aside:
         write_tensors(aside, written, _new_config(raw, shape, finished, untrained))
         tokenizer.save(aside)
 

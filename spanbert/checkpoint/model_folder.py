@@ -28,7 +28,7 @@ from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import groups_of, to_ours, to_theirs, untied_heads, usual_names
 from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, check_writable
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -50,19 +50,27 @@ class StoredModel:
 
 
 def refuse_existing(output: Path) -> None:
-    """UserError when ``output`` is there already (an empty folder is not): a command must not replace what it finds."""
+    """UserError when ``output`` is there already (an empty folder is not) or cannot be written.
+
+    A command must not replace what it finds, and must not find out after its work.
+    """
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} already exists: name a new folder, or remove that one first")
+    check_writable(output, "folder", "OUTPUT")
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
 def save_model(
-    folder: Path | str, model: SpanBertModel, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
+    folder: Path | str,
+    model: SpanBertModel,
+    tokenizer: Tokenizer | None,
+    extra_config: Mapping[str, Any] | None = None,
+    replace: bool = True,
 ) -> None:
-    """Write ``folder`` whole or not at all, replacing an older one."""
-    with atomic_folder(folder) as aside:
+    """Write ``folder`` whole or not at all, replacing an older one (see ``atomic_folder``)."""
+    with atomic_folder(folder, replace) as aside:
         write_model(aside, model, tokenizer, extra_config)
 
 

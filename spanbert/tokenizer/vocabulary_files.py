@@ -8,6 +8,7 @@ from typing import Any
 
 from spanbert.config import read_json, read_json_object
 from spanbert.errors import UserError
+from spanbert.files import SETTINGS_BYTES, read_bounded
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -70,7 +71,7 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
 
 def _read_vocab_txt(path: Path, config: dict[str, Any]) -> TokenizerFiles:
     """One token a line; the line number is the id."""
-    data = path.read_bytes()
+    data = read_bounded(path, SETTINGS_BYTES, "a vocabulary")
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

@@ -6,13 +6,14 @@ never keeps a run from training or from writing its model.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from spanbert.errors import UserError
+from spanbert.errors import UserError, describe_os_error, first_line
 from spanbert.files import write_atomic
 
 Records = Sequence[Mapping[str, Any]]
@@ -30,11 +31,10 @@ def plot_curves(
 
     It is not where matplotlib is not installed; anything else that fails is a warning.
     """
-    try:
-        return plot_runs({"": metrics}, names, output, title, baselines)
-    except Exception as error:
-        warn(str(output), error)
-        return False
+    drawn = False
+    with only_warned(str(output)):
+        drawn = plot_runs({"": metrics}, names, output, title, baselines)
+    return drawn
 
 
 def plot_runs(
@@ -56,7 +56,9 @@ def plot_runs(
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, (label, metrics) in enumerate(runs.items()):
             for split, style in STYLES.items():
-                points = [(r["step"], r[name]) for r in metrics if r["split"] == split and r.get(name) is not None]
+                points = [
+                    (r["step"], r[name]) for r in metrics if r["split"] == split and type(r.get(name)) in (int, float)
+                ]
                 if points:
                     colour = f"C{number}" if len(runs) > 1 else ("C0" if split == "train" else "C1")
                     axis.plot(*zip(*points, strict=True), label=f"{label} {split}".strip(), color=colour, **style)
@@ -65,8 +67,9 @@ def plot_runs(
         axis.set(xlabel="optimizer step", ylabel=name.replace("_", " "))
         axis.grid(alpha=0.3)
         if axis.has_data():
-            axis.legend(frameon=False, fontsize="small")
-    figure.suptitle(title)
+            for text in axis.legend(frameon=False, fontsize="small").get_texts():
+                text.set_parse_math(False)  # a name such as run$_{$x is no formula
+    figure.suptitle(title, parse_math=False)
     figure.tight_layout()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
@@ -107,9 +110,17 @@ class WeightsAndBiases:
             import wandb
         except ImportError:
             raise UserError("--wandb: the package wandb is not installed: pip install wandb") from None
-        self._run = wandb.init(
-            project="spanbert", name=folder.name, id=folder.name, dir=str(folder), config=dict(config), resume="allow"
-        )
+        try:
+            self._run = wandb.init(
+                project="spanbert",
+                name=folder.name,
+                id=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                resume="allow",
+            )
+        except Exception as error:  # the network, an account, a name
+            raise UserError(f"--wandb: {first_line(error)}") from error
 
     def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
         self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
@@ -132,7 +143,16 @@ def open_trackers(folder: Path, config: Mapping[str, Any], step: int, wandb: boo
     return trackers
 
 
+@contextlib.contextmanager
+def only_warned(what: str) -> Iterator[None]:
+    """For what lies beside the model: any error inside the block is a warning of one line about ``what``."""
+    try:
+        yield
+    except Exception as error:
+        warn(what, error)
+
+
 def warn(what: str, error: Exception) -> None:
     """Say that something beside the work went wrong; the work continues."""
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
     print(f"warning: {what}: {reason}; training is not affected", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ run is locked before any of this is read, so nobody else can change it in betwee
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,8 +33,9 @@ class RunStart:
             must not be opened.
         keep_last: checkpoints to keep besides the best; 2 are kept even for 1, or there would be none to go back to
             from a newest one that turns out damaged.
+        complete: whether a run that has no checkpoint any more is complete; asked while the run is held.
 
-    Attributes: resumes; checkpoint, the newest whole one (None: from the beginning); store.
+    Attributes: resumes; checkpoint, the newest whole one (None: from the beginning); complete; store.
     All ranks make one. Raises UserError, on all of them.
     """
 
@@ -47,6 +49,7 @@ class RunStart:
         optional: bool = False,
         before: int | None = None,
         keep_last: int = 2,
+        complete: Callable[[], bool] = lambda: False,
         group: Group | None = None,
     ):
         self.output, self.config, self.may_differ, self.before = output, config, may_differ, before
@@ -54,15 +57,17 @@ class RunStart:
         self.store = CheckpointStore(output / "checkpoints", max(keep_last, 2), self.group)
         self._lock: IO[str] | None = None
         self._run: RunFolder | None = None
-        self.resumes, self.checkpoint = self.group.on_main(lambda: self._look(resume, optional))
+        self.resumes, self.checkpoint, self.complete = self.group.on_main(
+            lambda: self._look(resume, optional, complete)
+        )
 
-    def _look(self, resume: bool, optional: bool) -> tuple[bool, Path | None]:
+    def _look(self, resume: bool, optional: bool, complete: Callable[[], bool]) -> tuple[bool, Path | None, bool]:
         if not resume:
             refuse_existing_run(self.output)
-            return False, None
+            return False, None, False
         if not (self.output / "config.json").exists():
             if optional:
-                return False, None
+                return False, None, False
             raise UserError(f"--resume: {self.output} holds no run; leave --resume out to start one")
         if self.before is None:
             self._lock = hold_run(self.output)
@@ -72,10 +77,12 @@ class RunStart:
         except BaseException:
             self.close()
             raise
+        if checkpoint is None and complete():
+            return True, None, True
         if checkpoint is None:
             earlier = "earlier " if self.before else ""
             print(f"{self.output} has no {earlier}checkpoint: starting from the beginning", flush=True)
-        return True, checkpoint
+        return True, checkpoint, False
 
     def check_data(self, sha256: str, data: Path) -> None:
         """Raises UserError when the run that resumes was started with other data than ``sha256`` identifies."""

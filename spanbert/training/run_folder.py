@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from spanbert.config import read_json_lines, read_json_object, save_json, to_dict
 from spanbert.errors import UserError
-from spanbert.files import remove_leftovers, report_full_disk, write_atomic
+from spanbert.files import check_writable, remove_leftovers, report_full_disk, write_atomic
 from spanbert.locks import try_lock
 from spanbert.training.metrics import open_trackers, warn
 
@@ -119,9 +119,8 @@ class RunFolder:
 
 
 def refuse_existing_run(path: Path) -> None:
-    """Raises UserError when ``path`` already holds a run, or is a file."""
-    if path.is_file():
-        raise UserError(f"--output {path} is a file: give the name of a folder")
+    """Raises UserError when ``path`` already holds a run, is a file, or cannot be written."""
+    check_writable(path, "files inside")
     if (path / "config.json").exists():
         raise UserError(f"{path} already holds a run: add --resume to continue it, or choose another --output")
 
@@ -173,5 +172,5 @@ def report_lost_folder(path: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; lines that are not whole JSON objects are passed over."""
-    return [record for record in read_json_lines(path) if "step" in record]
+    """Records of a metrics.jsonl: those with a step and a split. Lines that are none, or are damaged, are passed over."""
+    return [r for r in read_json_lines(path) if type(r.get("step")) is int and isinstance(r.get("split"), str)]

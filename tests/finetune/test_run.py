@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,11 +24,11 @@ from spanbert.distributed import Group
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.run_folder import read_metrics
+from spanbert.training.run_folder import hold_run, read_metrics
 from spanbert.training.signals import STOP_SIGNALS, Stopped, votes
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -127,35 +126,84 @@ def test_resume_refuses_other_data_and_other_options_but_not_another_place(
         run_finetune(moved)
 
 
-@pytest.mark.parametrize("moment", ["save_model", "rmtree"])
+@pytest.mark.parametrize("moment", ["save_model", "write_evaluation", "remove_folder"])
 def test_a_kill_around_the_last_rename_loses_nothing(
     config: FinetuneQAConfig, moment: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Killed before the model was there, the run completes on --resume; killed after, it says that it is complete.
+    """Killed anywhere in its last seconds, the run completes on --resume; after them, it says that it is complete.
 
-    It once said "complete" to a folder without curves, and left the checkpoints there for good.
+    It once said "complete" to a folder without curves, and left the checkpoints there for good; and it logged the last
+    validation twice.
     """
 
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
+    config = replace(config, dev=config.train)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        if moment == "save_model":
-            patch.setattr(running, "save_model", killed)
-        else:
-            patch.setattr(running, "shutil", SimpleNamespace(rmtree=killed))
+        patch.setattr(running, moment, killed)
         run_finetune(config)
     assert (config.output / "checkpoints").exists()
-    assert (config.output / "model").exists() == (moment == "rmtree")
-    capsys.readouterr()
+    assert (config.output / "model").exists() == (moment != "save_model")
     run_finetune(replace(config, resume=True))
-    assert ("is complete" in capsys.readouterr().out) == (moment == "rmtree")
-    assert not (config.output / "checkpoints").exists()
+    assert "is complete" not in capsys.readouterr().out
+    assert (config.output / "metrics.json").exists() and not (config.output / "checkpoints").exists()
     assert (config.output / "curves.png").exists()
     run_finetune(replace(config, output=tmp_path / "whole"))
     assert same_weights(config.output, tmp_path / "whole")
+    records = read_metrics(config.output / "metrics.jsonl")
+    assert [record["split"] for record in records].count("validation") == 1
+    run_finetune(replace(config, resume=True))
+    assert "is complete" in capsys.readouterr().out
     with pytest.raises(UserError, match="lr"):
         run_finetune(replace(config, resume=True, lr=1.0))
+
+
+@pytest.mark.parametrize("fault", ["surrogate", "predictions", "curves", "checkpoints"])
+def test_the_model_is_written_whatever_happens_to_the_rest(
+    config: FinetuneQAConfig, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A lone surrogate in the id of a dev question kept a finished training from writing its model."""
+    dev = config.train.with_name("dev.json")
+    text = config.train.read_text()
+    if fault == "surrogate":
+        entry = json.loads(text)
+        entry["data"][0]["paragraphs"][0]["qas"][0]["id"] = "\udc80"
+        text = json.dumps(entry)
+    dev.write_text(text)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    name = {"predictions": "write_evaluation", "curves": "plot_curves", "checkpoints": "remove_folder"}.get(fault)
+    if name:
+        monkeypatch.setattr(running, name, fail)
+    run_finetune(replace(config, dev=dev, epochs=1))
+    assert find_model(config.output) == config.output / "model"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == bool(name) and all("No space left on device" in line for line in warnings)
+    if fault == "surrogate":
+        assert "\\udc80" in (config.output / "predictions.json").read_text()
+
+
+def test_a_resume_that_waited_sees_that_the_run_is_complete(
+    config: FinetuneQAConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It had looked before it waited: it then found no checkpoint, and trained the finished run from its beginning."""
+    config = replace(config, epochs=1)
+    run_until(config, 5)
+    waited = []
+
+    def hold_after_the_other(path: Path) -> object:
+        if not waited:
+            waited.append(path)
+            run_finetune(replace(config, resume=True))
+            capsys.readouterr()
+        return hold_run(path)
+
+    monkeypatch.setattr("spanbert.training.resume.hold_run", hold_after_the_other)
+    run_finetune(replace(config, resume=True))
+    assert waited and "is complete" in capsys.readouterr().out
 
 
 def test_a_signal_saves_and_gives_the_shell_its_status(config: FinetuneQAConfig) -> None:

@@ -80,7 +80,7 @@ def test_json_is_read_in_one_way(tmp_path):
     path.write_bytes(b'\xff{"a": 1}')
     with pytest.raises(UserError, match=r"a.json: not valid JSON .*utf-8"):
         read_json(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder: a JSON file is read from a file"):
         read_json(tmp_path)
     for content, kind in (("[1]", "a list"), ("null", "null"), ("true", "true or false"), ("3", "a number")):
         path.write_text(content)

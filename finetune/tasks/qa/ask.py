@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError
+from spanbert.terminal import colour as colour_code
 from spanbert.weights import qa_model_path
 
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[。！？][」』”’）]*|\n")
@@ -64,7 +65,7 @@ def highlighted(text: str, answer: Answer, colour: bool) -> str:
     """The sentence with the answer in colour, or between » and «; … marks a sentence that goes on."""
     low, high = sentence_around(text, answer.start, answer.end)
     before, after = text[low : answer.start], text[answer.end : high]
-    on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("»", "«")
+    on, off = (colour_code("1;32"), colour_code("0")) if colour else ("»", "«")
     cut_before = "… " if answer.start - low >= SENTENCE_REACH else ""
     cut_after = " …" if high - answer.end >= SENTENCE_REACH else ""
     return f"{cut_before}{before}{on}{answer.text}{off}{after}{cut_after}".replace("\n", " ")

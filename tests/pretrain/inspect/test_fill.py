@@ -19,6 +19,7 @@ from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.packing import cumulative
+from spanbert.terminal import colour
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 WORDS = [
@@ -289,7 +290,7 @@ def test_colour_marks_the_fill():
     model = small_model()
     result = fill(model, TOKENIZER, parse_template("the [MASK] of", TOKENIZER), "mlm", 1)
     (word,) = result.candidates[0].fills
-    assert f"the \033[1;32m{word}\033[0m of" in render(result, "mlm", Path("m"), colour=True)
+    assert f"the {colour('1;32')}{word}{colour('0')} of" in render(result, "mlm", Path("m"), colour=True)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pretrain.inspect.mask_text import render, width
-from pretrain.inspect.show_masks import MasksConfig, draw_masks, make_masker, run_masks, take_marked
+from pretrain.inspect.show_masks import MasksConfig, draw_masks, make_masker, read_texts, run_masks, take_marked
 from pretrain.masking.masker import MaskConfig
 from spanbert.errors import UserError
+from spanbert.terminal import colour
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 WORDS = "the quick brown fox jump ##s ##ed over lazy dog New York is a large city . , Ann said 漢 字 & < > ##ly"
@@ -65,7 +66,7 @@ def test_all_three_stand_ins_are_shown(tokenizer_folder):
     plain = render(draws, "", colour=False)
     assert "{~" in plain and "{=" in plain
     coloured = render(draws, "", colour=True)
-    assert coloured.count("\033[0m") == coloured.count("\033[") / 2
+    assert coloured.count(colour("0")) == coloured.count("\033") / 2
 
 
 def test_colour_only_on_a_terminal_and_unless_refused(tokenizer_folder, capsys, monkeypatch):
@@ -73,14 +74,14 @@ def test_colour_only_on_a_terminal_and_unless_refused(tokenizer_folder, capsys, 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     run_masks(config)
-    assert "\033[" in capsys.readouterr().out
+    assert "\033" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
     run_masks(config)
-    assert "\033[" not in capsys.readouterr().out
+    assert "\033" not in capsys.readouterr().out
 
 
 def test_short_texts_several_texts_and_standard_input(tokenizer_folder, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("the fox\n\nlazy dog\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the fox\r\n\nlazy dog\n")))
     run_masks(MasksConfig(texts=("Ann", "-", "漢字"), tokenizer=tokenizer_folder, draws=2))
     out = capsys.readouterr().out
     assert out.count("tokens masked") == 8
@@ -188,3 +189,9 @@ def test_a_page_replaces_only_a_page(tmp_path, tokenizer_folder):
     assert (tmp_path / "notes.txt").read_text().startswith("<!doctype html>")
     with pytest.raises(UserError, match="is a folder"):
         run_masks(dataclasses.replace(config, html=tmp_path))
+
+
+def test_standard_input_that_is_not_text_is_said(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"fox \xff")))
+    with pytest.raises(UserError, match=r"standard input is not UTF-8 text \(byte 4\)"):
+        read_texts(("-",))

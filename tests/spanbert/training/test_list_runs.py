@@ -52,3 +52,51 @@ def test_plots_over_one_another(runs, tmp_path, capsys):
     assert "is not a run: it has no metrics.jsonl" in capsys.readouterr().err
     assert main(["plot", str(runs / "a"), "--metrics", "f1"]) == 2
     assert "no run has it; there are mlm_loss" in capsys.readouterr().err
+
+
+def test_links_that_go_round_and_damaged_lines_are_passed_over(runs, capsys, monkeypatch):
+    """`runs` followed a link to the folder above for ever, and died of one line of metrics.jsonl; so did --resume."""
+    (runs / "deep" / "round").symlink_to(runs)
+    (runs / "deep" / "again").symlink_to(runs / "a")
+    (runs / "self").symlink_to(runs / "self")
+    damaged = [
+        b'{"step": "3", "split": "train"}', b'{"step": 9}', b"\xff\xfe", b"[1]", b'{"step": 4, "split": ["x"]}',
+        b"[" * 100_000, b'{"step": ' + b"9" * 5_000 + b', "split": "train"}', b"\x00" * 9,
+        b'{"step": 2, "split": "validation", "mlm_loss": "low", "sbo_loss": 4.5, "tokens_per_second": "fast"}',
+    ]  # fmt: skip
+    with (runs / "deep" / "b" / "metrics.jsonl").open("ab") as handle:
+        handle.write(b"\n".join(damaged) + b"\n")
+    (runs / "unreadable").mkdir()
+    (runs / "unreadable" / "run").mkdir()
+    listed = type(runs).iterdir
+
+    def iterdir(self):
+        if self.name == "unreadable":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(type(runs), "iterdir", iterdir)
+    assert main(["runs", str(runs)]) == 0
+    shown = capsys.readouterr()
+    assert [line.split()[:3] for line in shown.out.splitlines()[1:]] == [
+        [str(runs / "a"), "finished", "3"],
+        [str(runs / "deep" / "b"), "stopped", "2"],
+    ]
+    assert shown.out.splitlines()[2].split()[3:] == ["sbo", "4.500", "1,234"]
+    assert shown.err == f"warning: not looked into: {runs}/unreadable: Permission denied\n"
+
+
+def test_a_run_that_cannot_be_read_is_a_line_of_its_own(runs, capsys):
+    (runs / "a" / "metrics.jsonl").unlink()
+    (runs / "a" / "metrics.jsonl").mkdir()
+    assert main(["runs", str(runs)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1] == "unreadable"
+
+
+def test_a_name_is_no_formula(runs, tmp_path):
+    """matplotlib read run$_{$x as mathematics, and a run of that name got no picture."""
+    pytest.importorskip("matplotlib", reason="curves are drawn where matplotlib is")
+    for name in ("run$_{$x", "_hidden"):
+        (runs / "a").rename(runs / name)
+        assert main(["plot", str(runs / name), str(runs / "deep" / "b"), "--output", str(tmp_path / "c.png")]) == 0
+        (runs / name).rename(runs / "a")

@@ -18,6 +18,7 @@ from spanbert.checkpoint.model_folder import save_model
 from spanbert.cli import main
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.terminal import colour
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 MakeModel = Callable[..., SpanBertForQuestionAnswering]
@@ -132,7 +133,7 @@ def test_a_sentence_without_end_is_shown_in_part_and_says_so() -> None:
 def test_colour_marks_the_answer() -> None:
     answer = Answer("notes", CONTEXT.index("notes"), CONTEXT.index("notes") + 5, 0.0, 1.0)
     assert highlighted(CONTEXT, answer, colour=False) == "Ada wrote »notes«."
-    assert highlighted(CONTEXT, answer, colour=True) == "Ada wrote \x1b[1;32mnotes\x1b[0m."
+    assert highlighted(CONTEXT, answer, colour=True) == f"Ada wrote {colour('1;32')}notes{colour('0')}."
 
 
 def test_the_command_prints_answer_sentence_and_runners_up(folder: Path, capsys: pytest.CaptureFixture) -> None:
