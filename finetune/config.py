@@ -25,6 +25,8 @@ class FinetuneConfig:
     """Where the encoder comes from: a model or run folder, "bundled" (the one that comes with this program), or "random"."""
     dev: Path | None = None
     """Examples to evaluate on at the end, and on which settings such as a null threshold are chosen. Must be well-formed."""
+    limit: int | None = None
+    """Only the first N examples of each file, to try a command out."""
     size: Literal["mini", "small", "base", "large"] = "mini"
     """Shape of the encoder with --init random."""
     tokenizer: Path | None = None
@@ -51,6 +53,8 @@ class FinetuneConfig:
     """Of hidden states and of attention."""
     seed: int = 0
     """Of the head's initialisation, the data order and dropout."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, in OUTPUT/seed-N, and write mean and standard deviation of the scores on --dev."""
     log_every: int = 10
     """Steps between records of metrics.jsonl."""
     save_every: int = 500
@@ -59,6 +63,12 @@ class FinetuneConfig:
     """Give up after so many steps in a row whose loss or gradient is not finite; such steps are skipped."""
     evaluate_each_epoch: bool = False
     """Also evaluate on --dev after every epoch but the last."""
+    evaluate_every: int | None = None
+    """Also evaluate on --dev every N steps, instead of after epochs."""
+    keep_best: bool = False
+    """Leave the model that was best on --dev by the task's main metric, of all evaluations (after epochs, or by --evaluate-every), instead of the last one."""
+    patience: int | None = None
+    """Stop when N evaluations in a row were no better than the best one before them; goes with --keep-best."""
     resume: bool = False
     """Resume the run in OUTPUT."""
     device: str = "auto"
@@ -67,6 +77,13 @@ class FinetuneConfig:
     """Arithmetic of the forward pass; weights and optimizer are fp32."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
+    wandb: bool = False
+    """Also log to Weights & Biases; WANDB_MODE=offline needs no account."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best state on --dev is the run's model; stopping early without that would leave a worse one."""
+        return self.keep_best or self.patience is not None
 
     @property
     def max_examples(self) -> int | None:
@@ -84,15 +101,21 @@ class FinetuneConfig:
             raise UserError("--init random needs --tokenizer (a folder or a vocab.txt).")
         if self.init != "random" and self.tokenizer is not None:
             raise UserError(f"--tokenizer goes with --init random only; {self.init} brings its own.")
-        if self.evaluate_each_epoch and self.dev is None:
-            raise UserError("--evaluate-each-epoch needs --dev.")
+        check_range(self, 1, math.inf, "limit", "evaluate_every", "patience")
+        for option in ("evaluate_each_epoch", "evaluate_every", "keep_best", "patience", "seeds"):
+            if getattr(self, option) and self.dev is None:
+                raise UserError(f"--{option.replace('_', '-')} needs --dev.")
+        if self.evaluate_each_epoch and self.evaluate_every is not None:
+            raise UserError("--evaluate-each-epoch and --evaluate-every exclude each other: say once when to evaluate.")
+        if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed < 2**63 for seed in self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give different numbers of at least 0.")
 
 
 #: Options that a resumed run may change. What lies at "train" is compared by its hash, wherever it lies now. Another device,
 #: precision, back-end or micro-batch size rounds differently and draws other dropout; the rest touches no weight at all.
 MAY_DIFFER_ON_RESUME = (
     "resume", "log_every", "save_every", "stop_after_bad_steps", "evaluate_each_epoch", "train", "dev", "output",
-    "device", "precision", "backend", "micro_batch_size",
+    "device", "precision", "backend", "micro_batch_size", "wandb",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Prepared:
     report: RecordReport
     """What was left out of the training file."""
     identity: str
-    """Hash of tokenizer and training file: a run resumes with the same only."""
+    """Hash of tokenizer and ``files_that_decide``: a run resumes with the same only."""
     dev: Features | None
     machine: Machine
     """For evaluation."""
@@ -47,7 +47,7 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
     own = Tokenizer.load(config.tokenizer, lowercase=config.lowercase) if config.tokenizer is not None else None
     if config.init != "random":
         model_path(config.init)  # before a large file is read for nothing
-    records = task.read(config.train, "train")
+    records = task.read(config.train, "train").first(config.limit)
     task = task.learned_from(records)
     model, tokenizer, found = init_model(
         task.model,
@@ -74,13 +74,20 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
     features = _first_of_shuffle(features, config, task.noun, group)
     dev = None
     if config.dev is not None:
-        dev = task.encode(task.read(config.dev, "evaluate"), tokenizer, "evaluate")
+        dev = task.encode(task.read(config.dev, "evaluate").first(config.limit), tokenizer, "evaluate")
         group.print_main(f"{config.dev}: {dev.examples:,} {task.noun} in {len(dev.lengths):,} windows")
         for note in dev.notes:
             group.print_main(f"  {note}")
-    identity = data_identity(tokenizer.fingerprint, sha256(config.train))
+    identity = data_identity(tokenizer.fingerprint, *files_that_decide(config).values())
     machine = Machine(group.device, choose_precision(group.device, config.precision))
     return Prepared(task, model, tokenizer, features, records.report, identity, dev, machine)
+
+
+def files_that_decide(config: FinetuneConfig) -> dict[str, str]:
+    """Option → sha256 of the files that decide about the run's model: the one it learns from and, where the best state
+    is kept or the run may stop early, the one that judges."""
+    options = ["train"] + ["dev"] * config.keeps_best
+    return {option: sha256(getattr(config, option)) for option in options}
 
 
 def _about(path: Path, summary: str, report: RecordReport, features: Features) -> list[str]:

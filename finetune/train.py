@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import FinetuneConfig
+from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
 from finetune.run import FinetuneRun, complete
+from finetune.seeds import run_seeds
 from finetune.task import Features, Task
 from spanbert.device import choose_precision, describe, tune_allocator
 from spanbert.distributed import Group, join_group
@@ -85,13 +87,21 @@ def run_finetune(task: Task, config: FinetuneConfig) -> None:
     config.check()
     tune_allocator()
     with join_group(config.device) as group:
-        if config.resume and group.on_main(lambda: complete(config)):
-            return
-        run = FinetuneRun(config, group)
-        try:
-            train(run, prepare(task, config, group, run.start.checkpoint), group)
-        finally:
-            run.close()
+        if config.seeds:
+            run_seeds(task, config, group, run_one)
+        else:
+            run_one(task, config, group)
+
+
+def run_one(task: Task, config: FinetuneConfig, group: Group) -> None:
+    """The same for one seed, in the ranks of ``group``."""
+    if config.resume and group.on_main(lambda: complete(config)):
+        return
+    run = FinetuneRun(config, group)
+    try:
+        train(run, prepare(task, config, group, run.start.checkpoint), group)
+    finally:
+        run.close()
 
 
 def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
@@ -131,7 +141,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     asked: int | None = None
     with StopRequest() as stop:
         begun = time.perf_counter()
-        while state.step < total_steps:
+        while state.step < total_steps and not state.best.exhausted(config.patience):
             asked = voted(group.sum(votes(stop.number)))
             if asked is not None:
                 break
@@ -144,17 +154,19 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
             state.step += 1
             state.log.add(state.step, (features.count(chosen), int(features.lengths[chosen].sum())), result)
 
-            # report, evaluate, save
-            reports = state.step % config.log_every == 0 or state.step == total_steps
-            if reports:
+            # evaluate, report, save
+            evaluates = evaluates_after(state.step, config, steps_per_epoch, total_steps)
+            reports = state.step % config.log_every == 0
+            if reports or evaluates:
                 state.log.settle()  # waits for the device, so it belongs to the time that the steps took
             state.seconds += time.perf_counter() - begun
             bar.update()
-            if reports:
+            if evaluates:
+                run.evaluate(state)
+            ends = state.step == total_steps or state.best.exhausted(config.patience)
+            if reports or ends:
                 bar.set_postfix_str(run.report(state, epoch=state.step / steps_per_epoch, lr=lr), refresh=False)
-            if state.step % steps_per_epoch == 0 and state.step < total_steps and config.evaluate_each_epoch:
-                run.evaluate(state.step)
-            if state.step % config.save_every == 0 or state.step == total_steps:
+            if state.step % config.save_every == 0 or state.best.step == state.step or ends:
                 run.save(state, optimizer, total_steps)
             begun = time.perf_counter()
         bar.close()
@@ -165,4 +177,4 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
                 "resume with: the same command and --resume"
             )
             raise Stopped(asked)
-    run.finish(state.step)
+    run.finish(state, total_steps)

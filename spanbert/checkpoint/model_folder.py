@@ -28,7 +28,7 @@ from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import groups_of, to_ours, to_theirs, untied_heads, usual_names
 from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, write_atomic
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -59,11 +59,17 @@ def refuse_existing(output: Path) -> None:
 
 
 def save_model(
-    folder: Path | str, model: SpanBertModel, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
+    folder: Path | str,
+    model: SpanBertModel,
+    tokenizer: Tokenizer | None,
+    extra_config: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
-    """Write ``folder`` whole or not at all, replacing an older one."""
+    """Write ``folder`` whole or not at all, replacing an older one. card: the text of its README.md."""
     with atomic_folder(folder) as aside:
         write_model(aside, model, tokenizer, extra_config)
+        if card is not None:
+            write_atomic(aside / "README.md", card)
 
 
 def write_model(

@@ -43,7 +43,7 @@ class CheckpointStore:
 
         A score that is not finite counts as none. Raises UserError when the disk is full: what was there then stands.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.path_of(step)
         score = score if score is not None and math.isfinite(score) else None
         if self.group.is_main:
             remove_leftovers(self.folder)
@@ -56,6 +56,10 @@ class CheckpointStore:
         if self.group.is_main:
             self._prune()
         return path
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, if there is one."""
+        return self.folder / f"step-{step:08d}"
 
     def all(self) -> list[Path]:
         """Every checkpoint, oldest first."""
