@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from spanbert.config import check_range
 from spanbert.errors import UserError
+from spanbert.model.lora import LoRAConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class FinetuneConfig:
     """AdamW's, for matrices only."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    layer_decay: float = 1.0
+    """Each layer learns at this times the rate of the layer above it, the embeddings slowest, the head at --lr."""
+    freeze: str = ""
+    """Parts that are not trained: embeddings, layers by number or range, with commas between: embeddings,0-3."""
+    bias_only: bool = False
+    """Train the biases and the head alone (BitFit); takes a higher --lr, such as 1e-3."""
+    lora: str = ""
+    """Train low-rank additions and the head alone: rank=8,alpha=16,on=attention (or feed-forward, or both). OUTPUT/model is then an adapter of --init; takes a higher --lr, such as 1e-3."""
     dropout: float = 0.1
     """Of hidden states and of attention."""
     seed: int = 0
@@ -96,6 +105,13 @@ class FinetuneConfig:
         check_range(self, 0, math.inf, "micro_batch_size", "lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "dropout", below=True)
         check_range(self, 0, 1, "warmup")
+        check_range(self, 0, 1, "layer_decay", above=True)
+        if self.lora:
+            LoRAConfig.parse(self.lora)
+        if sum(map(bool, (self.lora, self.bias_only, self.freeze))) > 1:
+            raise UserError("--freeze, --bias-only and --lora exclude each other: each says what is trained.")
+        if self.lora and self.init == "random":
+            raise UserError("--lora needs a trained --init: a random one would stay random.")
         check_range(self, 0, 2**63, "seed", "shuffle_seed", below=True)
         if self.init == "random" and self.tokenizer is None:
             raise UserError("--init random needs --tokenizer (a folder or a vocab.txt).")

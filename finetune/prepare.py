@@ -12,14 +12,17 @@ from finetune.config import FinetuneConfig
 from finetune.predict import Machine
 from finetune.records import RecordReport
 from finetune.task import Features, Task
+from spanbert.checkpoint.model_folder import restore_model
 from spanbert.device import choose_precision
 from spanbert.distributed import Group
 from spanbert.errors import UserError
 from spanbert.files import sha256
+from spanbert.model.lora import LoRAConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.init_model import init_model, model_path
+from spanbert.training.init_model import adapt, init_model, model_path
 from spanbert.training.resume import data_identity
+from spanbert.training.trainable import freeze, train_biases_only
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,14 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
         backend=config.backend,
         device=torch.device(group.device),
         head=task.head(),
-        checkpoint=checkpoint,
+        checkpoint=None if config.lora else checkpoint,  # an adapter's checkpoint is not the whole model
         lowercase=config.lowercase,
     )
     if checkpoint is None:
         group.print_main(f"starting from {found or f'random weights: {config.size}'}")
+    choose_trained(model, config)
+    if config.lora and checkpoint is not None:
+        restore_model(model, checkpoint)
     task.check(model.config.max_position_embeddings)
 
     features = task.encode(records, tokenizer, "train")
@@ -81,6 +87,16 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
     identity = data_identity(tokenizer.fingerprint, *files_that_decide(config).values())
     machine = Machine(group.device, choose_precision(group.device, config.precision))
     return Prepared(task, model, tokenizer, features, records.report, identity, dev, machine)
+
+
+def choose_trained(model: SpanBertModel, config: FinetuneConfig) -> None:
+    """What of the model is trained, by --freeze, --bias-only and --lora; else all of it. Raises UserError."""
+    if config.freeze:
+        freeze(model, config.freeze)
+    if config.bias_only:
+        train_biases_only(model)
+    if config.lora:
+        adapt(model, config.init, LoRAConfig.parse(config.lora), config.seed)
 
 
 def files_that_decide(config: FinetuneConfig) -> dict[str, str]:

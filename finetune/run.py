@@ -13,7 +13,7 @@ from finetune.evaluate import Evaluation, evaluate, listed, write_evaluation
 from finetune.evaluation_schedule import Best
 from finetune.model_card import model_card
 from finetune.prepare import Prepared
-from spanbert.checkpoint.model_folder import fill_model, read_model, save_model, write_model
+from spanbert.checkpoint.model_folder import restore_model, save_model, write_model
 from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.distributed import Group
@@ -207,8 +207,7 @@ class FinetuneRun:
                 f"{self.start.store.folder} has no whole checkpoint of step {best.step:,}, the best one: train again in "
                 "another --output"
             )
-        stored = read_model(path)
-        fill_model(self.prepared.model, stored.tensors, stored.file, stored.raw)
+        restore_model(self.prepared.model, path)
 
     def close(self) -> None:
         """Let go of the run's folder, whatever happened."""
@@ -216,9 +215,11 @@ class FinetuneRun:
 
 
 def trained_parameters(model: SpanBertModel) -> str:
-    """``23,456 of 11,234,567 parameters (0.2 %)``, or how many there are when all of them are trained."""
+    """``23,456 of 11,234,567 parameters are trained (0.21%)``, or how many there are when all of them are trained."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = count_parameters(model)
     return (
-        f"{every:,} parameters" if trained == every else f"{trained:,} of {every:,} parameters ({trained / every:.2%})"
+        f"{every:,} parameters"
+        if trained == every
+        else f"{trained:,} of {every:,} parameters are trained ({trained / every:.2%})"
     )

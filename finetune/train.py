@@ -20,14 +20,13 @@ from tqdm import tqdm
 from finetune.config import FinetuneConfig
 from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
-from finetune.run import FinetuneRun, complete
+from finetune.run import FinetuneRun, complete, trained_parameters
 from finetune.seeds import run_seeds
 from finetune.task import Features, Task
 from spanbert.device import choose_precision, describe, tune_allocator
 from spanbert.distributed import Group, join_group
 from spanbert.model.batch import PackedBatch
-from spanbert.model.encoder import count_parameters
-from spanbert.training.optim import adamw, linear_schedule
+from spanbert.training.optim import adamw, layer_rates, linear_schedule
 from spanbert.training.parallel import parallelise
 from spanbert.training.signals import Stopped, StopRequest, voted, votes
 from spanbert.training.step import OptimizerStep
@@ -109,7 +108,8 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     # the data, the model, and the optimizer; the run's folder puts weights, moments and the step number back
     config, task, features, model = run.config, prepared.task, prepared.features, prepared.model
     parallel = parallelise(model, model.encoder.layers, group, "ddp")
-    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay)
+    rates = layer_rates(len(model.encoder.layers), config.layer_decay)
+    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay, rate_of=rates)
     state = run.open(prepared, optimizer)
     precision = choose_precision(group.device, config.precision)
     stepper = OptimizerStep(
@@ -119,7 +119,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     steps_per_epoch = -(-windows // config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     group.print_main(
-        f"{count_parameters(model):,} parameters · {features.examples:,} {task.noun} in {windows:,} windows · "
+        f"{trained_parameters(model)} · {features.examples:,} {task.noun} in {windows:,} windows · "
         f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {precision} · "
         f"attention: {model.encoder.backend} · {describe(group.device)}"
     )

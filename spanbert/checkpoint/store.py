@@ -190,7 +190,7 @@ def find_model(path: Path, which: str = "last") -> Path:
         if damage is not None:
             raise UserError(f"{path} is damaged ({damage}): name the run, and another checkpoint is taken")
         _say_if_stopped_early(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     snapshot = snapshot_of(path)
     if snapshot is not None:
