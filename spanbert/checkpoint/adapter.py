@@ -36,12 +36,6 @@ CONFIG, TENSORS, TENSORS_BIN = "adapter_config.json", "adapter_model.safetensors
 ADAPTER = "adapter"
 #: What PEFT puts in front of the names of the model that it wraps.
 WRAPPED = "base_model.model."
-#: Our class for transformers → what PEFT calls its task.
-PEFT_TASKS = {
-    "BertForQuestionAnswering": "QUESTION_ANS",
-    "BertForTokenClassification": "TOKEN_CLS",
-    "BertForSequenceClassification": "SEQ_CLS",
-}
 #: ``LoRAConfig.on`` → the products, as a regular expression for the whole of their names in transformers.
 TARGETS = {
     "attention": r"attention\.self\.(query|key|value)|attention\.output\.dense",
@@ -97,19 +91,22 @@ def write_adapter(folder: Path, model: SpanBertModel, config: Mapping[str, Any])
             tensors[f"{WRAPPED}{their_name}.lora_B.weight"] = b_OR.cpu().contiguous()
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
     tensors |= {f"{WRAPPED}{name}": tensor.contiguous() for name, tensor in to_theirs(state).items()}
-    architecture = architecture_of(type(model))
-    heads = [head.prefix.rpartition(".")[2] for head in architecture.all_heads]
+    heads = [head.prefix.rpartition(".")[2] for head in architecture_of(type(model)).all_heads]
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    save_json(peft_config(base.lora, base.path, PEFT_TASKS.get(architecture.hub_class), heads), folder / CONFIG)
+    save_json(peft_config(base.lora, base.path, heads), folder / CONFIG)
     save_json({**config, ADAPTER: {"base": base.path, "sha256": base.sha256}}, folder / "config.json")
     (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)  # safetensors makes it private to the user
 
 
-def peft_config(lora: LoRAConfig, base: str, task: str | None, heads: list[str]) -> dict[str, Any]:
-    """adapter_config.json as ``peft`` reads it."""
+def peft_config(lora: LoRAConfig, base: str, heads: list[str]) -> dict[str, Any]:
+    """adapter_config.json as ``peft`` reads it.
+
+    It names no task: the wrapper that peft 0.21 has for question answering drops ``token_type_ids``, and the one without a
+    task hands on all that it is given.
+    """
     return {
         "peft_type": "LORA",
-        "task_type": task,
+        "task_type": None,
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from spanbert.checkpoint.adapter import (
     CONFIG,
-    PEFT_TASKS,
     TENSORS,
     WRAPPED,
     Adapter,
@@ -39,7 +38,7 @@ def export_adapter(folder: Path, output: Path, part: str) -> None:
     named = own.get("architectures") or [BARE_ENCODER]
     if part == "encoder":
         named = [BARE_ENCODER]
-        stated |= {"task_type": "FEATURE_EXTRACTION", "modules_to_save": None}
+        stated["modules_to_save"] = None
     tokenizer = Tokenizer.load(tokenizer_folder(folder))
     with atomic_folder(output) as aside:
         tensors = _named(adapter, part)
@@ -50,10 +49,11 @@ def export_adapter(folder: Path, output: Path, part: str) -> None:
         tokenizer.save(aside)
         (aside / TENSORS).chmod((aside / CONFIG).stat().st_mode)  # safetensors makes it private to the user
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    over = named[0] if named[0] in (*PEFT_TASKS, BARE_ENCODER) else BARE_ENCODER
     print(f"from  {folder}")
-    print(f"wrote {output}: an adapter of {numbers:,} numbers for {over}, over {base}")
-    print(f"next: peft.PeftModel.from_pretrained(transformers.{over}.from_pretrained({str(base)!r}), {str(output)!r})")
+    print(f"wrote {output}: an adapter of {numbers:,} numbers for {named[0]}, over {base}")
+    print(
+        f"next: peft.PeftModel.from_pretrained(transformers.{named[0]}.from_pretrained({str(base)!r}), {str(output)!r})"
+    )
 
 
 def _named(adapter: Adapter, part: str) -> dict[str, Tensor]:
