@@ -36,6 +36,16 @@ class FinetuneConfig:
     """Lower-case text, instead of what the tokenizer's own files say."""
     shuffle_seed: int = 0
     """Seed of the shuffle that chooses when only some examples are trained on; apart from --seed, so that runs of several seeds see the same ones."""
+    examples_per_class: int | None = None
+    """Train on so many examples of each class, drawn by --seed (tasks with one class an example)."""
+    rehearse: Path | None = None
+    """Examples that the model was trained on before: a share of each batch is drawn from them, so that they are not forgotten. What the task learns from its data, such as the set of labels, is then learned from these."""
+    rehearse_share: float = 0.2
+    """Share of a batch's windows that --rehearse has."""
+    rehearse_dev: Path | None = None
+    """Examples of the old data to score before and after; the new ones are those of --dev."""
+    pull: float = 0.0
+    """Strength of the pull towards the weights of --init (L2-SP): this ÷ 2 × the squared distance is added to the loss."""
     epochs: int = 4
     """Passes over the training windows."""
     batch_size: int = 32
@@ -117,7 +127,21 @@ class FinetuneConfig:
             raise UserError("--init random needs --tokenizer (a folder or a vocab.txt).")
         if self.init != "random" and self.tokenizer is not None:
             raise UserError(f"--tokenizer goes with --init random only; {self.init} brings its own.")
-        check_range(self, 1, math.inf, "limit", "evaluate_every", "patience")
+        check_range(self, 1, math.inf, "limit", "evaluate_every", "patience", "examples_per_class")
+        check_range(self, 0, math.inf, "pull")
+        check_range(self, 0, 1, "rehearse_share", above=True, below=True)
+        if self.rehearse is not None and not 0 < round(self.rehearse_share * self.batch_size) < self.batch_size:
+            raise UserError(
+                f"--rehearse-share {self.rehearse_share}: of {self.batch_size} windows that leaves none old, or none new."
+            )
+        if self.pull and (self.lora or self.init == "random"):
+            raise UserError(
+                "--pull goes towards the weights of --init: not with --lora, which leaves them, nor from random ones."
+            )
+        if self.examples_per_class is not None and self.max_examples is not None:
+            raise UserError("--examples-per-class and a largest number of examples exclude each other.")
+        if self.rehearse_dev is not None and self.dev is None:
+            raise UserError("--rehearse-dev needs --dev: the scores of old and new data are told together.")
         for option in ("evaluate_each_epoch", "evaluate_every", "keep_best", "patience", "seeds"):
             if getattr(self, option) and self.dev is None:
                 raise UserError(f"--{option.replace('_', '-')} needs --dev.")
@@ -131,6 +155,7 @@ class FinetuneConfig:
 #: precision, back-end or micro-batch size rounds differently and draws other dropout; the rest touches no weight at all.
 MAY_DIFFER_ON_RESUME = (
     "resume", "log_every", "save_every", "stop_after_bad_steps", "evaluate_each_epoch", "train", "dev", "output",
+    "rehearse", "rehearse_dev",
     "device", "precision", "backend", "micro_batch_size", "wandb",
 )  # fmt: skip
 

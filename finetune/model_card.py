@@ -17,7 +17,19 @@ from spanbert.config import to_dict
 from spanbert.files import sha256
 
 #: Options that are no part of the recipe: places, what is told elsewhere, and how often something is written.
-NO_RECIPE = ("train", "dev", "output", "resume", "seeds", "log_every", "save_every", "wandb", "device")
+NO_RECIPE = (
+    "train",
+    "dev",
+    "rehearse",
+    "rehearse_dev",
+    "output",
+    "resume",
+    "seeds",
+    "log_every",
+    "save_every",
+    "wandb",
+    "device",
+)
 
 
 def model_card(
@@ -79,14 +91,20 @@ def model_card(
 
 def data_files(config: FinetuneConfig) -> dict[str, Path]:
     """What each file was used for."""
-    files = {"training": config.train, "scores": config.dev}
+    files = {
+        "training": config.train,
+        "rehearsal of old data": config.rehearse,
+        "scores": config.dev,
+        "scores on old data": config.rehearse_dev,
+    }
     return {use: path for use, path in files.items() if path is not None}
 
 
 def recipe(config: FinetuneConfig) -> dict[str, Any]:
     """The options that decide about the model and are set."""
-    values = {name: value for name, value in to_dict(config).items() if name not in NO_RECIPE}
-    return {name: value for name, value in values.items() if value not in (None, False, "", [])}
+    unused = (*NO_RECIPE, *(("rehearse_share",) if config.rehearse is None else ()))
+    values = {name: value for name, value in to_dict(config).items() if name not in unused}
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
 
 
 def versions() -> dict[str, str]:

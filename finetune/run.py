@@ -13,9 +13,12 @@ from finetune.evaluate import Evaluation, evaluate, listed, write_evaluation
 from finetune.evaluation_schedule import Best
 from finetune.model_card import model_card
 from finetune.prepare import Prepared
+from finetune.rehearsal import before_and_after, told
+from finetune.task import Features
 from spanbert.checkpoint.model_folder import restore_model, save_model, write_model
 from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
+from spanbert.config import save_json
 from spanbert.distributed import Group
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
@@ -139,7 +142,7 @@ class FinetuneRun:
 
     def evaluate(self, state: State) -> None:
         """Score the model as it is on dev, log it, and remember whether it is the best so far. All ranks call it."""
-        evaluation = self._evaluate()
+        evaluation = self._evaluate(self.prepared.dev)
         score = None
         if evaluation is not None:
             self._log(state.step, "validation", **evaluation.metrics)
@@ -148,12 +151,23 @@ class FinetuneRun:
         if self.config.keeps_best and score is not None:
             state.best.hear(state.step, score)
 
-    def _evaluate(self) -> Evaluation | None:
-        """The score on dev, with the settings that are best there, on the main rank; None on the others."""
+    def score_before(self) -> None:
+        """With --rehearse-dev, log what the model scores on new and old data before it is trained. All ranks call it."""
+        if self.prepared.old_dev is not None:
+            self.group.on_main(self._score_before)
+
+    def _score_before(self) -> None:
+        for split, features in (("validation", self.prepared.dev), ("old", self.prepared.old_dev)):
+            evaluation = self._evaluate(features)
+            if evaluation is not None:
+                self._log(0, split, **evaluation.metrics)
+
+    def _evaluate(self, features: Features | None) -> Evaluation | None:
+        """The score on these examples, with the settings that are best there, on the main rank; None on the others."""
         prepared = self.prepared
-        if not self.group.is_main or prepared.dev is None:
+        if not self.group.is_main or features is None:
             return None
-        evaluation = evaluate(prepared.task, prepared.model, prepared.dev, prepared.machine, tune=True)
+        evaluation = evaluate(prepared.task, prepared.model, features, prepared.machine, tune=True)
         print(evaluation.task.describe(evaluation.metrics))
         return evaluation
 
@@ -173,11 +187,13 @@ class FinetuneRun:
             self._take_best(best)
             step = best.step
             print(f"the best state is that of step {best.step:,}, {prepared.task.main_metric} {best.score:.2f}")
-        evaluation = self._evaluate()
+        evaluation = self._evaluate(self.prepared.dev)
         if evaluation is not None and not self.config.keeps_best:
             self._log(step, "validation", **evaluation.metrics)
         task = evaluation.task if evaluation is not None else prepared.task
         names = write_evaluation(output, evaluation) if evaluation is not None else []
+        notes = [f"stopped at step {state.step:,} of {total_steps:,}"] if state.step < total_steps else []
+        notes += self._before_and_after(step, evaluation)
         curves = ["loss", task.main_metric] if evaluation is not None else ["loss"]
         plot_curves(self.folder.metrics(), curves, output / "curves.png", output.name)
         final = output / "model"
@@ -188,7 +204,7 @@ class FinetuneRun:
             steps=step,
             parameters=trained_parameters(prepared.model),
             metrics=evaluation.metrics if evaluation is not None else None,
-            notes=[f"stopped at step {state.step:,} of {total_steps:,}"] if state.step < total_steps else [],
+            notes=notes,
         )
         save_model(final, prepared.model, prepared.tokenizer, task.model_config(), card)
         shutil.rmtree(self.start.store.folder)
@@ -198,6 +214,19 @@ class FinetuneRun:
             print(note)
         dev = self.config.dev or "FILE"
         print(f"next: spanbert evaluate {task.name} {final} {dev}   or   {task.next_command(final)}")
+
+    def _before_and_after(self, step: int, new: Evaluation | None) -> list[str]:
+        """With --rehearse-dev: score the old data again, write before_after.json → the lines that it says."""
+        old = self._evaluate(self.prepared.old_dev)
+        if old is None or new is None or self.folder is None:
+            return []
+        self._log(step, "old", **old.metrics)
+        after = {"new": new.metrics, "old": old.metrics}
+        scores = before_and_after(self.folder.metrics(), after, new.task.main_metric)
+        save_json(scores, self.config.output / "before_after.json")
+        lines = told(scores)
+        print("\n".join(lines))
+        return lines
 
     def _take_best(self, best: Best) -> None:
         """Put the weights of the best state into the model. Raises UserError when its checkpoint is damaged or gone."""

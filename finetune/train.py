@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from finetune.config import FinetuneConfig
 from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
+from finetune.rehearsal import new_windows_of
 from finetune.run import FinetuneRun, complete, trained_parameters
 from finetune.seeds import run_seeds
 from finetune.task import Features, Task
@@ -68,16 +70,27 @@ class MicroBatch(NamedTuple):
     labels: Tensor
     divisor: float
     """Labels of the whole step; infinite, so that nothing is added, for a rank that has no window left."""
+    pulls: bool
+    """Whether it carries the step's pull towards the old weights: each rank's first one does."""
 
 
-def micro_batches(features: Features, windows: np.ndarray, config: FinetuneConfig, group: Group) -> list[MicroBatch]:
-    """This rank's share of a step, ready for the device."""
-    count = float(features.count(windows))
+class Drawn(NamedTuple):
+    """Windows of one source that a step sees."""
+
+    features: Features
+    windows: np.ndarray
+
+
+def micro_batches(drawn: Sequence[Drawn], config: FinetuneConfig, group: Group) -> list[MicroBatch]:
+    """This rank's share of a step, ready for the device: of each of the step's sources, in their order."""
+    count = float(sum(features.count(windows) for features, windows in drawn))
     parts = []
-    for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
-        taken = chosen if len(chosen) else windows[-1:]
-        labels = torch.from_numpy(features.labels(taken))
-        parts.append(MicroBatch(features.packed(taken).tensors(), labels, count if len(chosen) else math.inf))
+    for features, windows in drawn:
+        for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
+            taken = chosen if len(chosen) else windows[-1:]
+            labels = torch.from_numpy(features.labels(taken))
+            divisor = count if len(chosen) else math.inf
+            parts.append(MicroBatch(features.packed(taken).tensors(), labels, divisor, pulls=not parts))
     return parts
 
 
@@ -116,7 +129,9 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         model, parallel, optimizer, group, precision=precision, clip_norm=config.clip_norm, seed=config.seed
     )
     windows = len(features.lengths)
-    steps_per_epoch = -(-windows // config.batch_size)
+    rehearsal, pull = prepared.rehearsal, prepared.pull
+    new_windows = new_windows_of(config.batch_size, rehearsal.share if rehearsal else 0.0)
+    steps_per_epoch = -(-windows // new_windows)
     total_steps = config.epochs * steps_per_epoch
     group.print_main(
         f"{trained_parameters(model)} · {features.examples:,} {task.noun} in {windows:,} windows · "
@@ -127,8 +142,13 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
         batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
         total = task.loss(parallel(batch), labels, batch)
-        return total / part.divisor, total.detach().double() * math.isfinite(part.divisor)
+        value = total / part.divisor
+        if pull is not None and part.pulls:
+            value = value + pull.penalty() / group.world
+        return value, total.detach().double() * math.isfinite(part.divisor)
 
+    if state.step == 0:
+        run.score_before()
     model.train()
     bar = tqdm(
         total=total_steps,
@@ -147,12 +167,17 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
                 break
 
             # one optimizer step: the gradient of the mean loss of its windows
-            chosen = step_windows(state.step, windows, features.lengths, config.batch_size, config.seed)
+            chosen = step_windows(state.step, windows, features.lengths, new_windows, config.seed)
+            drawn = [Drawn(features, chosen)]
+            if rehearsal is not None:
+                drawn.append(Drawn(rehearsal.features, rehearsal.draw(state.step, len(chosen))))
             lr = config.lr * linear_schedule((state.step + 1) / (total_steps + 1), config.warmup)
-            result = stepper.gradients(state.step, micro_batches(features, chosen, config, group), loss)
+            result = stepper.gradients(state.step, micro_batches(drawn, config, group), loss)
             stepper.take(lr, result)
             state.step += 1
-            state.log.add(state.step, (features.count(chosen), int(features.lengths[chosen].sum())), result)
+            labels = sum(source.count(windows) for source, windows in drawn)
+            tokens = sum(int(source.lengths[windows].sum()) for source, windows in drawn)
+            state.log.add(state.step, (labels, tokens), result)
 
             # evaluate, report, save
             evaluates = evaluates_after(state.step, config, steps_per_epoch, total_steps)
