@@ -53,7 +53,7 @@ def model_card(
     title = config.output.resolve().name
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'peft' if config.lora else 'transformers'}",
         f"tags: [spanbert, {task.name}]",
         "---",
         "",

@@ -61,6 +61,11 @@ class Adapter:
     sha256: str | None
     """Of the base's encoder; PEFT's own folders do not say."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has every head of its model: those that are written here do, unless it is an encoder's."""
+        return self.sha256 is not None and bool(self.whole)
+
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter rather than a whole model."""
@@ -189,14 +194,15 @@ def base_folder(folder: Path) -> Path:
 def merged(adapter: Adapter, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The base's tensors with the adapter's products added, fp32, and its head in place of theirs.
 
-    An adapter with a head of its own has no use for the base's. Raises UserError when the base is another model.
+    An adapter that was trained here has all heads that it uses, and the base's others are left out; one that peft wrote
+    may have its classifier and use the base's pooler. Raises UserError when the base is another model.
     """
     if adapter.sha256 is not None and encoder_sha256(base) != adapter.sha256:
         raise UserError(
             f"{adapter.folder} was trained on other weights than those of its base {adapter.base} now (their hashes "
             f"differ): put the model it was trained on at {adapter.folder / 'base'}"
         )
-    kept = {name: tensor for name, tensor in base.items() if not adapter.whole or name.startswith(ENCODER_PREFIXES)}
+    kept = {name: tensor for name, tensor in base.items() if not adapter.complete or name.startswith(ENCODER_PREFIXES)}
     tensors = {**kept, **adapter.whole}
     for module, (a_RI, b_OR) in adapter.pairs.items():
         name = f"{module}.weight"

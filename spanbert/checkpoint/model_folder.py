@@ -200,7 +200,7 @@ def _read_adapted(folder: Path) -> StoredModel:
     config = encoder_config(raw, f"{folder}/config.json", tensors)
     check_encoder(config, tensors, adapter.file)
     check_numbers(tensors, adapter.file)
-    untied = {} if adapter.whole else stored.untied
+    untied = {} if adapter.complete else stored.untied
     return StoredModel(adapter.file, tensors, config, {k: v for k, v in raw.items() if k != ADAPTER}, untied)
 
 

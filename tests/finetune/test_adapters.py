@@ -25,6 +25,7 @@ from finetune.tasks.qa.features import TextQuestionSet
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
 from spanbert.checkpoint.model_folder import load_model, load_model_and_tokenizer, restore_model, save_model
 from spanbert.errors import UserError
+from spanbert.model.batch import PackedBatch
 from spanbert.model.lora import LoRAConfig, lora_layers
 from spanbert.model.models import SpanBertForQuestionAnswering, SpanBertForSequenceClassification
 from spanbert.model.packing import unpack
@@ -168,9 +169,28 @@ def test_the_pooler_and_the_classifier_go_with_a_classifiers_adapter(
     with torch.no_grad():
         expected = theirs(input_ids=ids[None]).logits
         lengths = torch.tensor([0, len(ids)], dtype=torch.int32)
-        from spanbert.model.batch import PackedBatch
-
         assert torch.allclose(ours.eval()(PackedBatch(ids, lengths, len(ids))), expected, atol=1e-5)
+
+
+def test_a_classifier_that_peft_wrote_uses_the_pooler_of_its_base(
+    config: FinetuneQAConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """peft saves the classifier alone, which it trains by itself; a random pooler below it would be another model."""
+    whole = load_model(config.init, SpanBertForSequenceClassification, num_labels=3)[0]
+    save_model(tmp_path / "classifier", whole, tokenizer)
+    base = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    theirs = peft.get_peft_model(
+        base, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert not any("pooler" in name for name in load_file(tmp_path / "theirs" / "adapter_model.safetensors"))
+    ours, report = load_model(tmp_path / "theirs", SpanBertForSequenceClassification)
+    assert not report.initialised
+    ids = torch.tensor([tokenizer.cls_id, *tokenizer.encode("a bad day").ids, tokenizer.sep_id])
+    with torch.no_grad():
+        expected = theirs.eval()(input_ids=ids[None]).logits
+        packed = PackedBatch(ids, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+        assert torch.allclose(ours.eval()(packed), expected, atol=1e-5)
 
 
 def test_the_adapter_is_small_and_names_its_base(config: FinetuneQAConfig) -> None:
