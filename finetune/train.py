@@ -84,7 +84,7 @@ class Drawn(NamedTuple):
 def micro_batches(drawn: Sequence[Drawn], config: FinetuneConfig, group: Group) -> list[MicroBatch]:
     """This rank's share of a step, ready for the device: of each of the step's sources, in their order."""
     count = float(sum(features.count(windows) for features, windows in drawn))
-    parts = []
+    parts: list[MicroBatch] = []
     for features, windows in drawn:
         for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
             taken = chosen if len(chosen) else windows[-1:]

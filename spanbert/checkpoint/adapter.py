@@ -77,7 +77,7 @@ def encoder_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(name for name in tensors if name.startswith(ENCODER_PREFIXES)):
         digest.update(name.encode())
-        digest.update(memoryview(tensors[name].detach().cpu().float().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(tensors[name].detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -139,15 +139,17 @@ def read_adapter(folder: Path) -> Adapter:
             raise UserError(
                 f"{where}: {option} is {stated[option]!r}: merge the adapter with peft, and import the model"
             )
-    rank, alpha = stated.get("r"), stated.get("lora_alpha")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+    rank, alpha = stated.get("r", 0), stated.get("lora_alpha", "")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{where}: r is {rank!r} and lora_alpha is {alpha!r}: expected a rank and a number")
     scale = alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank)
     path = folder / TENSORS if (folder / TENSORS).is_file() else folder / TENSORS_BIN
     tensors, name = read_weights(path)
     pairs, whole = _sorted_out(tensors, f"{folder}/{name}")
     own = read_json_object(folder / "config.json", "BERT's keys") if (folder / "config.json").is_file() else {}
-    recorded = own.get(ADAPTER) if isinstance(own.get(ADAPTER), dict) else {}
+    recorded = own.get(ADAPTER, {})
+    if not isinstance(recorded, dict):
+        raise UserError(f"{folder}/config.json: {ADAPTER} is {recorded!r}: expected the base and its sha256")
     base = recorded.get("base") or stated.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{where}: base_model_name_or_path does not say which model it adapts")

@@ -236,11 +236,15 @@ def test_mistakes(config: FinetuneQAConfig, changes: dict, message: str) -> None
 
 @pytest.mark.slow
 def test_two_ranks_keep_the_same_best_state_as_one(config: FinetuneQAConfig, data: Path, tmp_path: Path) -> None:
-    """To 1e-5, as without evaluations: sums over micro-batches are added in another order."""
-    run_finetune(replace(config, micro_batch_size=2, patience=2))
+    """To 1e-5, with one micro-batch a rank: a sum of two is the same in either order.
+
+    Of more it is not. Then the bias of the last LayerNorm drifts by about the learning rate: it moves all logits of a window
+    alike, so its gradient is rounding alone, and Adam makes steps of full length of that.
+    """
+    run_finetune(replace(config, micro_batch_size=4, patience=2))
     options = {
         "train": config.train, "dev": config.dev, "init": config.init, "epochs": 3, "batch-size": 8, "patience": 2,
-        "micro-batch-size": 2, "lr": "1e-3", "window": 64, "stride": 20, "max-question": 40, "device": "cpu",
+        "micro-batch-size": 4, "lr": "1e-3", "window": 64, "stride": 20, "max-question": 40, "device": "cpu",
         "evaluate-every": 2, "precision": "fp32", "backend": "eager", "log-every": 3, "output": tmp_path / "two",
     }  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "spanbert"]
