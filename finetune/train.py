@@ -57,7 +57,7 @@ def share_of(windows: np.ndarray, micro_batch_size: int, rank: int, world: int) 
     Micro-batch number n of the whole step is number n // world of rank n % world, so that dropout, which is drawn by
     step and micro-batch, is the same on any number of ranks that cuts the step alike.
     """
-    size = micro_batch_size or -(-len(windows) // world)
+    size = micro_batch_size or max(-(-len(windows) // world), 1)
     parts = [windows[begin : begin + size] for begin in range(0, len(windows), size)]
     parts += [windows[:0]] * (-len(parts) % world)
     return parts[rank::world]

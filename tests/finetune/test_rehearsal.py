@@ -77,6 +77,8 @@ def test_the_step_is_the_mean_over_both_and_ranks_share_it(
     assert [part.packed.sequences for part in parts] == [5, 3]
     assert [part.divisor for part in parts] == [8.0, 8.0]
     assert [part.pulls for part in parts] == [True, False]
+    (lone,) = micro_batches([drawn[0], Drawn(old, np.arange(0))], config, alone())  # a step too short for an old one
+    assert lone.divisor == 5.0
     ranks = [micro_batches(drawn, config, Group(rank, 2, torch.device("cpu"), True)) for rank in (0, 1)]
     assert [[part.packed.sequences for part in rank] for rank in ranks] == [[3, 2], [2, 1]]
 
