@@ -35,17 +35,17 @@ class Prepared:
     model: SpanBertModel
     tokenizer: Tokenizer
     features: Features
-    report: RecordReport
-    """What was left out of the training file."""
+    skipped: list[str]
+    """A line for each malformed record of the files that it learns from."""
     identity: str
     """Hash of tokenizer and ``files_that_decide``: a run resumes with the same only."""
     dev: Features | None
     machine: Machine
     """For evaluation."""
-    rehearsal: Rehearsal | None = None
-    old_dev: Features | None = None
+    rehearsal: Rehearsal | None
+    old_dev: Features | None
     """What is not to be forgotten, to score before and after."""
-    pull: Pull | None = None
+    pull: Pull | None
 
 
 def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path | None) -> Prepared:
@@ -63,9 +63,8 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
     records = task.read(config.train, "train").first(config.limit)
     if old_records is None:
         task = task.learned_from(records)
-    needs_start = bool(
-        config.lora or config.pull
-    )  # an adapter is not the whole model, and a pull goes to the beginning
+    # an adapter's checkpoint is not the whole model, and a pull goes to where the run began
+    needs_start = bool(config.lora or config.pull)
     model, tokenizer, found = init_model(
         task.model,
         init=config.init,
@@ -93,23 +92,24 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
     if not features.examples:
         raise UserError(f"{config.train}: no usable {task.noun} are left.")
     features = _chosen(features, config, task, group)
-    rehearsal = None
+    rehearsal, skipped = None, list(records.report.lines)
     if old_records is not None and config.rehearse is not None:
         old = task.encode(old_records, tokenizer, "train")
         group.print_main("\n".join(_about(config.rehearse, old_records.summary(), old_records.report, old)))
+        skipped += old_records.report.lines
         rehearsal = Rehearsal(old, config.rehearse_share, config.seed)
     return Prepared(
-        task,
-        model,
-        tokenizer,
-        features,
-        records.report,
-        data_identity(tokenizer.fingerprint, *files_that_decide(config).values()),
-        _evaluated_on(config.dev, task, tokenizer, config.limit, group),
-        Machine(group.device, choose_precision(group.device, config.precision)),
-        rehearsal,
-        _evaluated_on(config.rehearse_dev, task, tokenizer, config.limit, group),
-        pull,
+        task=task,
+        model=model,
+        tokenizer=tokenizer,
+        features=features,
+        skipped=skipped,
+        identity=data_identity(tokenizer.fingerprint, *files_that_decide(config).values()),
+        dev=_evaluated_on(config.dev, task, tokenizer, config.limit, group),
+        machine=Machine(group.device, choose_precision(group.device, config.precision)),
+        rehearsal=rehearsal,
+        old_dev=_evaluated_on(config.rehearse_dev, task, tokenizer, config.limit, group),
+        pull=pull,
     )
 
 

@@ -76,8 +76,8 @@ class FinetuneRun:
             state = State(log, stored["step"], stored["bad_in_a_row"], stored["seconds"], best)
             self.group.print_main(f"resuming from {checkpoint}: step {state.step:,}")
         self.folder = self.start.open(state.step, prepared.identity, self.config.train)
-        if self.folder is not None and prepared.report.lines:
-            write_atomic(self.config.output / "skipped.txt", "\n".join(prepared.report.lines) + "\n")
+        if self.folder is not None and prepared.skipped:
+            write_atomic(self.config.output / "skipped.txt", "\n".join(prepared.skipped) + "\n")
         return state
 
     def _best_that_is_there(self, best: Best) -> Best:
