@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from spanbert.config import check_range
 from spanbert.errors import UserError
+from spanbert.model.lora import LoRAConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class FinetuneConfig:
     """Where the encoder comes from: a model or run folder, "bundled" (the one that comes with this program), or "random"."""
     dev: Path | None = None
     """Examples to evaluate on at the end, and on which settings such as a null threshold are chosen. Must be well-formed."""
+    limit: int | None = None
+    """Only the first N examples of each file, to try a command out."""
     size: Literal["mini", "small", "base", "large"] = "mini"
     """Shape of the encoder with --init random."""
     tokenizer: Path | None = None
@@ -33,6 +36,16 @@ class FinetuneConfig:
     """Lower-case text, instead of what the tokenizer's own files say."""
     shuffle_seed: int = 0
     """Seed of the shuffle that chooses when only some examples are trained on; apart from --seed, so that runs of several seeds see the same ones."""
+    examples_per_class: int | None = None
+    """Train on so many examples of each class, drawn by --seed (tasks with one class an example)."""
+    rehearse: Path | None = None
+    """Examples that the model was trained on before: a share of each batch is drawn from them, so that they are not forgotten. What the task learns from its data, such as the set of labels, is then learned from these."""
+    rehearse_share: float = 0.2
+    """Share of a batch's windows that --rehearse has."""
+    rehearse_dev: Path | None = None
+    """Examples of the old data to score before and after; the new ones are those of --dev."""
+    pull: float = 0.0
+    """Strength of the pull towards the weights of --init (L2-SP): this ÷ 2 × the squared distance is added to the loss."""
     epochs: int = 4
     """Passes over the training windows."""
     batch_size: int = 32
@@ -47,10 +60,20 @@ class FinetuneConfig:
     """AdamW's, for matrices only."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    layer_decay: float = 1.0
+    """Each layer learns at this times the rate of the layer above it, the embeddings slowest, the head at --lr."""
+    freeze: str = ""
+    """Parts that are not trained: embeddings, layers by number or range, with commas between: embeddings,0-3."""
+    bias_only: bool = False
+    """Train the biases and the head alone (BitFit); takes a higher --lr, such as 1e-3."""
+    lora: str = ""
+    """Train low-rank additions and the head alone: rank=8,alpha=16,on=attention (or feed-forward, or both). OUTPUT/model is then an adapter of --init; takes a higher --lr, such as 1e-3."""
     dropout: float = 0.1
     """Of hidden states and of attention."""
     seed: int = 0
     """Of the head's initialisation, the data order and dropout."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, in OUTPUT/seed-N, and write mean and standard deviation of the scores on --dev."""
     log_every: int = 10
     """Steps between records of metrics.jsonl."""
     save_every: int = 500
@@ -59,6 +82,12 @@ class FinetuneConfig:
     """Give up after so many steps in a row whose loss or gradient is not finite; such steps are skipped."""
     evaluate_each_epoch: bool = False
     """Also evaluate on --dev after every epoch but the last."""
+    evaluate_every: int | None = None
+    """Also evaluate on --dev every N steps, instead of after epochs."""
+    keep_best: bool = False
+    """Leave the model that was best on --dev by the task's main metric, of all evaluations (after epochs, or by --evaluate-every), instead of the last one."""
+    patience: int | None = None
+    """Stop when N evaluations in a row were no better than the best one before them; goes with --keep-best."""
     resume: bool = False
     """Resume the run in OUTPUT."""
     device: str = "auto"
@@ -67,6 +96,13 @@ class FinetuneConfig:
     """Arithmetic of the forward pass; weights and optimizer are fp32."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
+    wandb: bool = False
+    """Also log to Weights & Biases; WANDB_MODE=offline needs no account."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best state on --dev is the run's model; stopping early without that would leave a worse one."""
+        return self.keep_best or self.patience is not None
 
     @property
     def max_examples(self) -> int | None:
@@ -79,20 +115,48 @@ class FinetuneConfig:
         check_range(self, 0, math.inf, "micro_batch_size", "lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "dropout", below=True)
         check_range(self, 0, 1, "warmup")
+        check_range(self, 0, 1, "layer_decay", above=True)
+        if self.lora:
+            LoRAConfig.parse(self.lora)
+        if sum(map(bool, (self.lora, self.bias_only, self.freeze))) > 1:
+            raise UserError("--freeze, --bias-only and --lora exclude each other: each says what is trained.")
+        if self.lora and self.init == "random":
+            raise UserError("--lora needs a trained --init: a random one would stay random.")
         check_range(self, 0, 2**63, "seed", "shuffle_seed", below=True)
         if self.init == "random" and self.tokenizer is None:
             raise UserError("--init random needs --tokenizer (a folder or a vocab.txt).")
         if self.init != "random" and self.tokenizer is not None:
             raise UserError(f"--tokenizer goes with --init random only; {self.init} brings its own.")
-        if self.evaluate_each_epoch and self.dev is None:
-            raise UserError("--evaluate-each-epoch needs --dev.")
+        check_range(self, 1, math.inf, "limit", "evaluate_every", "patience", "examples_per_class")
+        check_range(self, 0, math.inf, "pull")
+        check_range(self, 0, 1, "rehearse_share", above=True, below=True)
+        if self.rehearse is not None and not 0 < round(self.rehearse_share * self.batch_size) < self.batch_size:
+            raise UserError(
+                f"--rehearse-share {self.rehearse_share}: of {self.batch_size} windows that leaves none old, or none new."
+            )
+        if self.pull and (self.lora or self.init == "random"):
+            raise UserError(
+                "--pull goes towards the weights of --init: not with --lora, which leaves them, nor from random ones."
+            )
+        if self.examples_per_class is not None and self.max_examples is not None:
+            raise UserError("--examples-per-class and a largest number of examples exclude each other.")
+        if self.rehearse_dev is not None and self.dev is None:
+            raise UserError("--rehearse-dev needs --dev: the scores of old and new data are told together.")
+        for option in ("evaluate_each_epoch", "evaluate_every", "keep_best", "patience", "seeds"):
+            if getattr(self, option) and self.dev is None:
+                raise UserError(f"--{option.replace('_', '-')} needs --dev.")
+        if self.evaluate_each_epoch and self.evaluate_every is not None:
+            raise UserError("--evaluate-each-epoch and --evaluate-every exclude each other: say once when to evaluate.")
+        if len(set(self.seeds)) < len(self.seeds) or any(not 0 <= seed < 2**63 for seed in self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: give different numbers of at least 0.")
 
 
 #: Options that a resumed run may change. What lies at "train" is compared by its hash, wherever it lies now. Another device,
 #: precision, back-end or micro-batch size rounds differently and draws other dropout; the rest touches no weight at all.
 MAY_DIFFER_ON_RESUME = (
     "resume", "log_every", "save_every", "stop_after_bad_steps", "evaluate_each_epoch", "train", "dev", "output",
-    "device", "precision", "backend", "micro_batch_size",
+    "rehearse", "rehearse_dev",
+    "device", "precision", "backend", "micro_batch_size", "wandb",
 )  # fmt: skip
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from finetune.config import MAY_DIFFER_ON_RESUME, FinetuneConfig
 from finetune.evaluate import Evaluation, evaluate, listed, write_evaluation
+from finetune.evaluation_schedule import Best
+from finetune.model_card import model_card
 from finetune.prepare import Prepared
-from spanbert.checkpoint.model_folder import save_model, write_model
+from finetune.rehearsal import before_and_after, told
+from finetune.task import Features
+from spanbert.checkpoint.model_folder import restore_model, save_model, write_model
 from spanbert.checkpoint.store import PROGRESS
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
+from spanbert.config import save_json
 from spanbert.distributed import Group
+from spanbert.errors import UserError
 from spanbert.files import remove_folder, write_atomic
+from spanbert.model.encoder import count_parameters
+from spanbert.model.models import SpanBertModel
 from spanbert.training.metrics import only_warned, plot_curves
 from spanbert.training.resume import RunStart
 from spanbert.training.step_log import BadStep, StepLog, bad_steps_in_a_row
@@ -30,6 +38,7 @@ class State:
     bad_in_a_row: int = 0
     seconds: float = 0.0
     """Of training since the last record."""
+    best: Best = field(default_factory=Best)
 
 
 class FinetuneRun:
@@ -53,12 +62,21 @@ class FinetuneRun:
         if checkpoint is not None:
             stored = load_training_state(checkpoint, prepared.model, optimizer)
             log = StepLog(self.group, counts=2, stored=stored["log"])
-            state = State(log, stored["step"], stored["bad_in_a_row"], stored["seconds"])
+            best = self._best_that_is_there(Best(**stored.get("best", {})))
+            state = State(log, stored["step"], stored["bad_in_a_row"], stored["seconds"], best)
             self.group.print_main(f"resuming from {checkpoint}: step {state.step:,}")
         self.folder = self.start.open(state.step, prepared.identity, self.config.train)
-        if self.folder is not None and prepared.report.lines:
-            write_atomic(self.config.output / "skipped.txt", "\n".join(prepared.report.lines) + "\n")
+        if self.folder is not None and prepared.skipped:
+            write_atomic(self.config.output / "skipped.txt", "\n".join(prepared.skipped) + "\n")
         return state
+
+    def _best_that_is_there(self, best: Best) -> Best:
+        """``best``, unless its checkpoint is gone (a newer best one took its place, and was damaged): then none yet."""
+        path = self.start.store.path_of(best.step)
+        if best.score is None or self.group.on_main(path.is_dir):
+            return best
+        self.group.print_main(f"the best state before, {path}, is gone: the next evaluation makes another")
+        return Best()
 
     def report(self, state: State, *, epoch: float, lr: float) -> str:
         """Log the steps since the last record → a few words for the progress bar.
@@ -87,7 +105,7 @@ class FinetuneRun:
             self.folder.log(step, split, **values)
 
     def save(self, state: State, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
-        """Write a checkpoint to resume from. All ranks call it.
+        """Write a checkpoint to resume from, scored when it is the best so far: that one is kept. All ranks call it.
 
         Until the last step it says that it is not the run's model, for whoever asks or evaluates it all the same.
         """
@@ -96,6 +114,7 @@ class FinetuneRun:
             "bad_in_a_row": state.bad_in_a_row,
             "seconds": state.seconds,
             "log": state.log.stored(),
+            "best": asdict(state.best),
         }
         prepared = self.prepared
         config = prepared.task.model_config()
@@ -107,42 +126,89 @@ class FinetuneRun:
                 write_model(folder, prepared.model, prepared.tokenizer, config)
             save_training_state(folder, prepared.model, optimizer, counters, self.group)
 
-        self.start.store.save(state.step, write)
+        best = state.best
+        lower_is_better = -best.score if best.score is not None and best.step == state.step else None
+        self.start.store.save(state.step, write, lower_is_better)
 
-    def evaluate(self, step: int) -> Evaluation | None:
-        """Score the model as it is on dev, with the settings that are best there, and log it. The main rank does it."""
-        prepared, evaluation = self.prepared, None
-        if self.group.is_main and prepared.dev is not None:
-            evaluation = evaluate(prepared.task, prepared.model, prepared.dev, prepared.machine, tune=True)
-            if not self._validated(step):  # by a session that was killed afterwards
-                self._log(step, "validation", **evaluation.metrics)
-            print(evaluation.task.describe(evaluation.metrics))
-        self.group.barrier()
+    def evaluate(self, state: State) -> None:
+        """Score the model as it is on dev, log it, and remember whether it is the best so far. All ranks call it."""
+        evaluation = self._evaluate(self.prepared.dev)
+        score = None
+        if evaluation is not None:
+            self._log(state.step, "validation", **evaluation.metrics)
+            score = float(evaluation.metrics[evaluation.task.main_metric])
+        score = self.group.broadcast(score)
+        if self.config.keeps_best and score is not None:
+            state.best.hear(state.step, score)
+
+    def score_before(self) -> None:
+        """With --rehearse-dev, log what the model scores on new and old data before it is trained. All ranks call it."""
+        if self.prepared.old_dev is not None:
+            self.group.on_main(self._score_before)
+
+    def _score_before(self) -> None:
+        for split, features in (("validation", self.prepared.dev), ("old", self.prepared.old_dev)):
+            evaluation = self._evaluate(features)
+            if evaluation is not None:
+                self._log_once(0, split, evaluation)
+
+    def _log_once(self, step: int, split: str, evaluation: Evaluation) -> None:
+        """Unless a session that was killed afterwards did it."""
+        records = self.folder.metrics() if self.folder is not None else []
+        if not any(record["split"] == split and record["step"] == step for record in records):
+            self._log(step, split, **evaluation.metrics)
+
+    def _evaluate(self, features: Features | None) -> Evaluation | None:
+        """The score on these examples, with the settings that are best there, on the main rank; None on the others."""
+        prepared = self.prepared
+        if not self.group.is_main or features is None:
+            return None
+        evaluation = evaluate(prepared.task, prepared.model, features, prepared.machine, tune=True)
+        print(evaluation.task.describe(evaluation.metrics))
         return evaluation
 
-    def _validated(self, step: int) -> bool:
-        records = self.folder.metrics() if self.folder is not None else []
-        return any(record["split"] == "validation" and record["step"] == step for record in records)
-
-    def finish(self, step: int) -> None:
+    def finish(self, state: State, total_steps: int) -> None:
         """Evaluate, write the model with its settings, then predictions and curves; the checkpoints have served.
 
-        What fails beside the model is a warning. Until the checkpoints are gone, a resumed run comes here again.
+        The model is that of the last step, or the best one where that is kept. What fails beside it is a warning. Until
+        the checkpoints are gone, a resumed run comes here again.
         """
-        evaluation = self.evaluate(step)
-        self.group.on_main(lambda: self._write(step, evaluation))
+        self.group.on_main(lambda: self._write(state, total_steps))
 
-    def _write(self, step: int, evaluation: Evaluation | None) -> None:
+    def _write(self, state: State, total_steps: int) -> None:
         assert self.folder is not None
-        output, prepared = self.config.output, self.prepared
+        output, prepared, best = self.config.output, self.prepared, state.best
+        step = state.step
+        if self.config.keeps_best:
+            self._take_best(best)
+            step = best.step
+            print(f"the best state is that of step {best.step:,}, {prepared.task.main_metric} {best.score:.2f}")
+        evaluation = self._evaluate(self.prepared.dev)
+        if evaluation is not None and not self.config.keeps_best:
+            self._log_once(step, "validation", evaluation)
         task = evaluation.task if evaluation is not None else prepared.task
+        notes = [f"stopped at step {state.step:,} of {total_steps:,}"] if state.step < total_steps else []
+        with only_warned("the scores before and after"):
+            notes += self._before_and_after(step, evaluation)
+        card = None
+        with only_warned(f"the card of {self.final}"):  # it names files by their hashes, which may be gone by now
+            card = model_card(
+                task,
+                self.config,
+                examples=prepared.features.examples,
+                steps=step,
+                parameters=trained_parameters(prepared.model),
+                metrics=evaluation.metrics if evaluation is not None else None,
+                notes=notes,
+            )
         final, names = self.final, []
-        save_model(final, prepared.model, prepared.tokenizer, task.model_config())
+        save_model(final, prepared.model, prepared.tokenizer, task.model_config(), card=card)
         if evaluation is not None:
             with only_warned(f"the predictions in {output}"):
                 names = write_evaluation(output, evaluation)
+        curves = ["loss", task.main_metric] if evaluation is not None else ["loss"]
         with only_warned(f"the curves in {output}"):
-            plot_curves(self.folder.metrics(), ["loss"], output / "curves.png", output.name)
+            plot_curves(self.folder.metrics(), curves, output / "curves.png", output.name)
         with only_warned(f"{self.start.store.folder} is not removed"):
             remove_folder(self.start.store.folder)
         written = f"{listed(names)} beside it" if names else "no predictions" + " (no --dev)" * (evaluation is None)
@@ -152,6 +218,40 @@ class FinetuneRun:
         dev = self.config.dev or "FILE"
         print(f"next: spanbert evaluate {task.name} {final} {dev}   or   {task.next_command(final)}")
 
+    def _before_and_after(self, step: int, new: Evaluation | None) -> list[str]:
+        """With --rehearse-dev: score the old data again, write before_after.json → the lines that it says."""
+        old = self._evaluate(self.prepared.old_dev)
+        if old is None or new is None or self.folder is None:
+            return []
+        self._log_once(step, "old", old)
+        after = {"new": new.metrics, "old": old.metrics}
+        scores = before_and_after(self.folder.metrics(), after, new.task.main_metric)
+        save_json(scores, self.config.output / "before_after.json")
+        lines = told(scores)
+        print("\n".join(lines))
+        return lines
+
+    def _take_best(self, best: Best) -> None:
+        """Put the weights of the best state into the model. Raises UserError when its checkpoint is damaged or gone."""
+        path = self.start.store.best_whole()
+        if path != self.start.store.path_of(best.step):
+            raise UserError(
+                f"{self.start.store.folder} has no whole checkpoint of step {best.step:,}, the best one: train again in "
+                "another --output"
+            )
+        restore_model(self.prepared.model, path)
+
     def close(self) -> None:
         """Let go of the run's folder, whatever happened."""
         self.start.close()
+
+
+def trained_parameters(model: SpanBertModel) -> str:
+    """``23,456 of 11,234,567 parameters are trained (0.21%)``, or how many there are when all of them are trained."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    every = count_parameters(model)
+    return (
+        f"{every:,} parameters"
+        if trained == every
+        else f"{trained:,} of {every:,} parameters are trained ({trained / every:.2%})"
+    )

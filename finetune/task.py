@@ -83,6 +83,11 @@ class Task(Protocol):
     """A class of the table ``spanbert.checkpoint.architectures``."""
 
     @property
+    def main_metric(self) -> str:
+        """The key of ``score`` by which states of a run are compared and seeds are summed up; larger is better."""
+        ...
+
+    @property
     def settings(self) -> Any:
         """A frozen dataclass: what a model of this task remembers beside its weights."""
         ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +19,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import FinetuneConfig
+from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
-from finetune.run import FinetuneRun
+from finetune.rehearsal import new_windows_of
+from finetune.run import FinetuneRun, trained_parameters
+from finetune.seeds import run_seeds
 from finetune.task import Features, Task
 from spanbert.device import choose_precision, describe, tune_allocator
 from spanbert.distributed import Group, join_group
 from spanbert.model.batch import PackedBatch
-from spanbert.model.encoder import count_parameters
 from spanbert.training.console import output_may_fail
-from spanbert.training.optim import adamw, linear_schedule
+from spanbert.training.optim import adamw, layer_rates, linear_schedule
 from spanbert.training.parallel import parallelise
 from spanbert.training.signals import Stopped, StopRequest, voted, votes
 from spanbert.training.step import OptimizerStep
@@ -55,7 +58,7 @@ def share_of(windows: np.ndarray, micro_batch_size: int, rank: int, world: int) 
     Micro-batch number n of the whole step is number n // world of rank n % world, so that dropout, which is drawn by
     step and micro-batch, is the same on any number of ranks that cuts the step alike.
     """
-    size = micro_batch_size or -(-len(windows) // world)
+    size = micro_batch_size or max(-(-len(windows) // world), 1)
     parts = [windows[begin : begin + size] for begin in range(0, len(windows), size)]
     parts += [windows[:0]] * (-len(parts) % world)
     return parts[rank::world]
@@ -68,16 +71,27 @@ class MicroBatch(NamedTuple):
     labels: Tensor
     divisor: float
     """Labels of the whole step; infinite, so that nothing is added, for a rank that has no window left."""
+    pulls: bool
+    """Whether it carries the step's pull towards the old weights: each rank's first one does."""
 
 
-def micro_batches(features: Features, windows: np.ndarray, config: FinetuneConfig, group: Group) -> list[MicroBatch]:
-    """This rank's share of a step, ready for the device."""
-    count = float(features.count(windows))
-    parts = []
-    for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
-        taken = chosen if len(chosen) else windows[-1:]
-        labels = torch.from_numpy(features.labels(taken))
-        parts.append(MicroBatch(features.packed(taken).tensors(), labels, count if len(chosen) else math.inf))
+class Drawn(NamedTuple):
+    """Windows of one source that a step sees."""
+
+    features: Features
+    windows: np.ndarray
+
+
+def micro_batches(drawn: Sequence[Drawn], config: FinetuneConfig, group: Group) -> list[MicroBatch]:
+    """This rank's share of a step, ready for the device: of each of the step's sources, in their order."""
+    count = float(sum(features.count(windows) for features, windows in drawn))
+    parts: list[MicroBatch] = []
+    for features, windows in drawn:
+        for chosen in share_of(windows, config.micro_batch_size, group.rank, group.world):
+            taken = chosen if len(chosen) else windows[-1:]
+            labels = torch.from_numpy(features.labels(taken))
+            divisor = count if len(chosen) else math.inf
+            parts.append(MicroBatch(features.packed(taken).tensors(), labels, divisor, pulls=not parts))
     return parts
 
 
@@ -86,13 +100,21 @@ def run_finetune(task: Task, config: FinetuneConfig) -> None:
     config.check()
     tune_allocator()
     with output_may_fail(), join_group(config.device) as group:
-        run = FinetuneRun(config, group)
-        try:
-            if run.start.complete:
-                return
-            train(run, prepare(task, config, group, run.start.checkpoint), group)
-        finally:
-            run.close()
+        if config.seeds:
+            run_seeds(task, config, group, run_one)
+        else:
+            run_one(task, config, group)
+
+
+def run_one(task: Task, config: FinetuneConfig, group: Group) -> None:
+    """The same for one seed, in the ranks of ``group``."""
+    run = FinetuneRun(config, group)
+    try:
+        if run.start.complete:
+            return
+        train(run, prepare(task, config, group, run.start.checkpoint), group)
+    finally:
+        run.close()
 
 
 def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
@@ -100,17 +122,20 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     # the data, the model, and the optimizer; the run's folder puts weights, moments and the step number back
     config, task, features, model = run.config, prepared.task, prepared.features, prepared.model
     parallel = parallelise(model, model.encoder.layers, group, "ddp")
-    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay)
+    rates = layer_rates(len(model.encoder.layers), config.layer_decay)
+    optimizer = adamw(model, config.lr, weight_decay=config.weight_decay, rate_of=rates)
     state = run.open(prepared, optimizer)
     precision = choose_precision(group.device, config.precision)
     stepper = OptimizerStep(
         model, parallel, optimizer, group, precision=precision, clip_norm=config.clip_norm, seed=config.seed
     )
     windows = len(features.lengths)
-    steps_per_epoch = -(-windows // config.batch_size)
+    rehearsal, pull = prepared.rehearsal, prepared.pull
+    new_windows = new_windows_of(config.batch_size, rehearsal.share if rehearsal else 0.0)
+    steps_per_epoch = -(-windows // new_windows)
     total_steps = config.epochs * steps_per_epoch
     group.print_main(
-        f"{count_parameters(model):,} parameters · {features.examples:,} {task.noun} in {windows:,} windows · "
+        f"{trained_parameters(model)} · {features.examples:,} {task.noun} in {windows:,} windows · "
         f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {precision} · "
         f"attention: {model.encoder.backend} · {describe(group.device)}"
     )
@@ -118,8 +143,13 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
         batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
         total = task.loss(parallel(batch), labels, batch)
-        return total / part.divisor, total.detach().double() * math.isfinite(part.divisor)
+        value = total / part.divisor
+        if pull is not None and part.pulls:
+            value = value + pull.penalty() / group.world
+        return value, total.detach().double() * math.isfinite(part.divisor)
 
+    if state.step == 0:
+        run.score_before()
     model.train()
     bar = tqdm(
         total=total_steps,
@@ -132,30 +162,37 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     asked: int | None = None
     with StopRequest() as stop, bar:
         begun = time.perf_counter()
-        while state.step < total_steps:
+        while state.step < total_steps and not state.best.exhausted(config.patience):
             asked = voted(group.sum(votes(stop.number)))
             if asked is not None:
                 break
 
             # one optimizer step: the gradient of the mean loss of its windows
-            chosen = step_windows(state.step, windows, features.lengths, config.batch_size, config.seed)
+            chosen = step_windows(state.step, windows, features.lengths, new_windows, config.seed)
+            drawn = [Drawn(features, chosen)]
+            if rehearsal is not None:
+                drawn.append(Drawn(rehearsal.features, rehearsal.draw(state.step, len(chosen))))
             lr = config.lr * linear_schedule((state.step + 1) / (total_steps + 1), config.warmup)
-            result = stepper.gradients(state.step, micro_batches(features, chosen, config, group), loss)
+            result = stepper.gradients(state.step, micro_batches(drawn, config, group), loss)
             stepper.take(lr, result)
             state.step += 1
-            state.log.add(state.step, (features.count(chosen), int(features.lengths[chosen].sum())), result)
+            labels = sum(source.count(windows) for source, windows in drawn)
+            tokens = sum(int(source.lengths[windows].sum()) for source, windows in drawn)
+            state.log.add(state.step, (labels, tokens), result)
 
-            # report, evaluate, save
-            reports = state.step % config.log_every == 0 or state.step == total_steps
-            if reports:
+            # evaluate, report, save
+            evaluates = evaluates_after(state.step, config, steps_per_epoch, total_steps)
+            reports = state.step % config.log_every == 0
+            if reports or evaluates:
                 state.log.settle()  # waits for the device, so it belongs to the time that the steps took
             state.seconds += time.perf_counter() - begun
             bar.update()
-            if reports:
+            if evaluates:
+                run.evaluate(state)
+            ends = state.step == total_steps or state.best.exhausted(config.patience)
+            if reports or ends:
                 bar.set_postfix_str(run.report(state, epoch=state.step / steps_per_epoch, lr=lr), refresh=False)
-            if state.step % steps_per_epoch == 0 and state.step < total_steps and config.evaluate_each_epoch:
-                run.evaluate(state.step)
-            if state.step % config.save_every == 0 or state.step == total_steps:
+            if state.step % config.save_every == 0 or state.best.step == state.step or ends:
                 run.save(state, optimizer, total_steps)
             begun = time.perf_counter()
         bar.close()
@@ -166,4 +203,4 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
                 "resume with: the same command and --resume"
             )
             raise Stopped(asked)
-    run.finish(state.step)
+    run.finish(state, total_steps)

@@ -14,6 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from spanbert.checkpoint.adapter import is_adapter, tokenizer_folder
 from spanbert.checkpoint.architectures import (
     ARCHITECTURES,
     BARE_ENCODER,
@@ -25,6 +26,7 @@ from spanbert.checkpoint.architectures import (
     architectures_in,
     holds,
 )
+from spanbert.checkpoint.export_adapter import export_adapter
 from spanbert.checkpoint.load_report import brief, untrained_heads
 from spanbert.checkpoint.model_folder import (
     StoredModel,
@@ -60,6 +62,8 @@ class ExportConfig:
     the source under the class that the source names."""
     which: Literal["last", "best"] = "last"
     """Of a run: its finished model or newest checkpoint, or the checkpoint with the lowest validation loss."""
+    merge: bool = False
+    """Of an adapter (spanbert finetune --lora): write the whole model with the adapter in its weights. Without it, an adapter is written in PEFT's layout."""
 
 
 def run_export(config: ExportConfig) -> None:
@@ -70,8 +74,15 @@ def run_export(config: ExportConfig) -> None:
         raise UserError(f"--task {config.task}: there is no such task; choose one of {names}")
     refuse_existing(config.output)
     folder = find_model(config.source, config.which)
+    if config.merge and not is_adapter(folder):
+        raise UserError(f"--merge: {folder} is a whole model; leave it out")
+    if is_adapter(folder) and not config.merge:
+        if config.dtype != "fp32":
+            raise UserError(f"--dtype {config.dtype}: an adapter is written in fp32; --merge writes the whole model")
+        export_adapter(folder, config.output, config.task)
+        return
     stored = read_model(folder)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(tokenizer_folder(folder))
     check_vocabulary(tokenizer, stored.config.vocab_size, folder)
     check_heads(stored)
     tensors = stored.tensors if architecture is None else part_of(stored, architecture, folder)

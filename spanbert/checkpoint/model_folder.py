@@ -21,6 +21,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spanbert.checkpoint.adapter import (
+    ADAPTER,
+    base_folder,
+    fill_adapter,
+    is_adapter,
+    merged,
+    read_adapter,
+    tokenizer_folder,
+    write_adapter,
+)
 from spanbert.checkpoint.architectures import ENCODER_PREFIXES, SBO, architecture_of
 from spanbert.checkpoint.load_report import LoadReport
 from spanbert.checkpoint.weight_checks import check_encoder, check_group, check_numbers, check_vocabulary
@@ -28,7 +38,7 @@ from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import groups_of, to_ours, to_theirs, untied_heads, usual_names
 from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, check_writable
+from spanbert.files import atomic_folder, check_writable, write_atomic
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -67,18 +77,24 @@ def save_model(
     model: SpanBertModel,
     tokenizer: Tokenizer | None,
     extra_config: Mapping[str, Any] | None = None,
+    *,
     replace: bool = True,
+    card: str | None = None,
 ) -> None:
-    """Write ``folder`` whole or not at all, replacing an older one (see ``atomic_folder``)."""
+    """Write ``folder`` whole or not at all, replacing an older one (see ``atomic_folder``). card: text of its README.md."""
     with atomic_folder(folder, replace) as aside:
         write_model(aside, model, tokenizer, extra_config)
+        if card is not None:
+            write_atomic(aside / "README.md", card)
 
 
 def write_model(
     folder: Path, model: SpanBertModel, tokenizer: Tokenizer | None, extra_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the files of a model into an existing folder that the caller makes atomic (a checkpoint adds its own)."""
-    tensors = to_theirs({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    """Write the files of a model into an existing folder that the caller makes atomic (a checkpoint adds its own).
+
+    Of a model with LoRA that is the adapter alone.
+    """
     architecture = architecture_of(type(model))
     config = hub_config(model.config, architecture.hub_class)
     config.update(extra_config or {})
@@ -86,7 +102,10 @@ def write_model(
         labels = getattr(model, architecture.labels).out_features
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
-    write_tensors(folder, tensors, config)
+    if model.adapts is not None:
+        write_adapter(folder, model, config)
+    else:
+        write_tensors(folder, to_theirs({name: tensor.cpu() for name, tensor in model.state_dict().items()}), config)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -151,16 +170,21 @@ def load_model_and_tokenizer(
     and when the vocabulary is another model's.
     """
     model, report = load_model(folder, cls, **options)
-    tokenizer = Tokenizer.load(folder, lowercase=lowercase)
+    tokenizer = Tokenizer.load(tokenizer_folder(Path(folder)), lowercase=lowercase)
     check_vocabulary(tokenizer, model.config.vocab_size, folder)
     return model, tokenizer, report
 
 
 def read_model(folder: Path | str) -> StoredModel:
-    """Read and check all of a folder's weights, whatever heads they have. Raises UserError as ``load_model`` does."""
+    """Read and check all of a folder's weights, whatever heads they have. Raises UserError as ``load_model`` does.
+
+    An adapter is merged into its base.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder")
+    if is_adapter(folder):
+        return _read_adapted(folder)
     raw = read_json_object(folder / "config.json", "BERT's keys")
     tensors, name = read_weights(folder)
     file = f"{folder}/{name}"
@@ -169,6 +193,30 @@ def read_model(folder: Path | str) -> StoredModel:
     check_encoder(config, usual, file)
     check_numbers(usual, file)
     return StoredModel(file, usual, config, raw, untied_heads(tensors))
+
+
+def _read_adapted(folder: Path) -> StoredModel:
+    """Raises UserError when the base is an adapter itself: which weights were meant would depend on rounding."""
+    adapter, base = read_adapter(folder), base_folder(folder)
+    if is_adapter(base):
+        raise UserError(f"{base}, the base of {folder}, is an adapter itself: merge it first (spanbert export --merge)")
+    stored = read_model(base)
+    raw = read_json_object(folder / "config.json", "BERT's keys") if (folder / "config.json").is_file() else stored.raw
+    tensors = merged(adapter, stored.tensors)
+    config = encoder_config(raw, f"{folder}/config.json", tensors)
+    check_encoder(config, tensors, adapter.file)
+    check_numbers(tensors, adapter.file)
+    untied = {} if adapter.complete else stored.untied
+    return StoredModel(adapter.file, tensors, config, {k: v for k, v in raw.items() if k != ADAPTER}, untied)
+
+
+def restore_model(model: SpanBertModel, folder: Path) -> None:
+    """Put a checkpoint's weights into the model that wrote it, of a model with LoRA the adapter. Raises UserError."""
+    if model.adapts is not None:
+        fill_adapter(model, folder)
+        return
+    stored = read_model(folder)
+    fill_model(model, stored.tensors, stored.file, stored.raw)
 
 
 def build_model(cls: type[M], config: EncoderConfig, seed: int, **init: Any) -> M:

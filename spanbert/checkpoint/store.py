@@ -44,7 +44,7 @@ class CheckpointStore:
 
         A score that is not finite counts as none. Raises UserError when the disk is full: what was there then stands.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.path_of(step)
         score = score if score is not None and math.isfinite(score) else None
         if self.group.is_main:
             remove_leftovers(self.folder)
@@ -57,6 +57,10 @@ class CheckpointStore:
         if self.group.is_main:
             self._prune()
         return path
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, if there is one."""
+        return self.folder / f"step-{step:08d}"
 
     def all(self) -> list[Path]:
         """Every checkpoint, oldest first."""
@@ -191,7 +195,7 @@ def find_model(path: Path, which: str = "last") -> Path:
         if damage is not None:
             raise UserError(f"{path} is damaged ({damage}): name the run, and another checkpoint is taken")
         _say_if_stopped_early(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     snapshot = snapshot_of(path)
     if snapshot is not None:

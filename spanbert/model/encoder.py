@@ -23,6 +23,7 @@ from spanbert.model.attention import attention_of_projection, attention_plan, le
 from spanbert.model.backend import load_kernels
 from spanbert.model.config import EncoderConfig
 from spanbert.model.dropout import dropout
+from spanbert.model.lora import product
 from spanbert.model.packing import position_ids
 
 
@@ -59,7 +60,7 @@ class DropoutAddLayerNorm(nn.Module):
         dropout_p = self.dropout_p if self.training else 0.0
         if backend == "triton":
             return load_kernels().dropout_add_layer_norm(
-                F.linear(x, self.linear.weight),
+                product(self.linear, x),
                 self.linear.bias,
                 residual_TH,
                 self.norm.weight,
@@ -96,7 +97,7 @@ class Layer(nn.Module):
         """GELU(x W1 + b1), the exact, erf GELU: (T, H) → (T, F)."""
         linear = self.feed_forward_in
         if backend == "triton":
-            return load_kernels().bias_gelu(F.linear(x_TH, linear.weight), linear.bias)
+            return load_kernels().bias_gelu(product(linear, x_TH), linear.bias)
         return F.gelu(linear(x_TH))
 
 

@@ -5,7 +5,7 @@ All take a packed batch of B sequences and T tokens (``batch.PackedBatch``).
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,18 @@ from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder, initialise
 from spanbert.model.heads import MLMHead, Pooler, SBOHead
+from spanbert.model.lora import LoRAConfig
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
+
+
+class AdaptedBase(NamedTuple):
+    """Where a model with LoRA has its other weights from."""
+
+    path: str
+    """A model folder, or "bundled"."""
+    sha256: str
+    """Of its encoder's weights (``spanbert.checkpoint.adapter.encoder_sha256``)."""
+    lora: LoRAConfig
 
 
 class SpanBertModel(nn.Module):
@@ -25,6 +36,8 @@ class SpanBertModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, backend)
+        self.adapts: AdaptedBase | None = None
+        """The model that this one is an adapter of: then the adapter alone is saved (``spanbert.checkpoint.adapter``)."""
 
     def place(self, device: torch.device, backend: str = "auto") -> Self:
         """Move to ``device``, and choose the attention that suits it and this shape (``resolve_backend``)."""

@@ -8,16 +8,22 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from spanbert.checkpoint.adapter import encoder_sha256, is_adapter
 from spanbert.checkpoint.load_report import LoadReport
-from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer
+from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer, read_model
 from spanbert.checkpoint.store import find_model
+from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertModel
+from spanbert.model.lora import LoRAConfig, add_lora
+from spanbert.model.models import AdaptedBase, SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import encoder_path
 
 M = TypeVar("M", bound=SpanBertModel)
+
+#: ``init`` for the encoder that comes with this program; the second is the older word.
+BUNDLED = ("bundled", "shipped")
 
 
 class StartedModel(NamedTuple, Generic[M]):
@@ -84,6 +90,22 @@ def init_model(
 
 def model_path(init: str | Path) -> Path:
     """The model folder that ``init`` names (not "random"). Raises UserError when there is none."""
-    if str(init) in ("bundled", "shipped"):  # the second is the older word
+    if str(init) in BUNDLED:
         return encoder_path()
     return find_model(Path(init))
+
+
+def adapt(model: SpanBertModel, init: str | Path, lora: LoRAConfig, seed: int) -> None:
+    """Add LoRA to a model that ``init_model`` made from ``init``; from now on it is an adapter of that folder.
+
+    Raises UserError when the folder is an adapter itself, or its encoder is not the model's (a larger vocabulary).
+    """
+    folder = model_path(init).resolve()
+    if is_adapter(folder):
+        raise UserError(f"--lora: {folder} is an adapter itself: merge it first (spanbert export --merge)")
+    sha256 = encoder_sha256(to_theirs(dict(model.named_parameters())))
+    if sha256 != encoder_sha256(read_model(folder).tensors):
+        raise UserError(f"--lora: the encoder has been changed since {folder} was loaded, so there is nothing to adapt")
+    path = "bundled" if str(init) in BUNDLED else str(folder)
+    model.adapts = AdaptedBase(path, sha256, lora)
+    add_lora(model, model.encoder.layers, lora, seed)

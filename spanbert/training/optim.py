@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+from spanbert.training.trainable import depth_of
+
+#: Key of a parameter group: its rate ÷ the optimizer's.
+RATE = "rate"
 
 
 def adamw(
@@ -15,12 +20,28 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
+    rate_of: Callable[[str], float] = lambda parameter: 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW; biases and LayerNorm parameters (everything with fewer than two dimensions) do not decay."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """AdamW; biases and LayerNorm parameters (everything with fewer than two dimensions) do not decay.
+
+    rate_of: a parameter's name → by how much its learning rate is multiplied (``layer_rates``).
+    """
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_rate.setdefault(rate_of(name), []).append(parameter)
+    groups = []
+    for rate, members in by_rate.items():
+        for decay, matrices in ((weight_decay, True), (0.0, False)):
+            chosen = [parameter for parameter in members if (parameter.ndim >= 2) == matrices]
+            groups.append({"params": chosen, "weight_decay": decay, RATE: rate})
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def layer_rates(layers: int, decay: float) -> Callable[[str], float]:
+    """Layer-wise rate decay (Howard & Ruder 2018): the head learns at the full rate, each block below at ``decay`` times
+    the rate of the one above; the embeddings are the lowest of ``layers`` + 1 blocks."""
+    return lambda parameter: decay ** depth_of(parameter, layers)
 
 
 def linear_schedule(progress: float, warmup: float) -> float:
@@ -32,8 +53,9 @@ def linear_schedule(progress: float, warmup: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """``lr`` for every parameter group, times the group's own factor where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(RATE, 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import finetune.run as running
 import finetune.train as training
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
-from finetune.train import micro_batches, share_of, step_windows
+from finetune.train import Drawn, micro_batches, share_of, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.checkpoint.store import find_model
 from spanbert.distributed import Group
@@ -269,7 +269,8 @@ def test_ranks_share_a_steps_windows(windows: int, world: int, size: int) -> Non
 
 def test_a_rank_without_windows_adds_nothing(config: FinetuneQAConfig, question_set: Callable) -> None:
     questions = question_set("qa_v1.json")
-    (idle,) = micro_batches(questions, np.array([4]), config, Group(1, 2, torch.device("cpu"), distributed=True))
+    drawn = [Drawn(questions, np.array([4]))]
+    (idle,) = micro_batches(drawn, config, Group(1, 2, torch.device("cpu"), distributed=True))
     assert idle.packed.sequences == 1
     assert idle.divisor == float("inf")
 

@@ -50,6 +50,7 @@ class ClassifyTask:
     name: ClassVar[str] = "classify"
     noun: ClassVar[str] = "texts"
     model: ClassVar[type[SpanBertModel]] = SpanBertForSequenceClassification
+    main_metric: ClassVar[str] = "accuracy"
 
     settings: ClassifySettings = field(default_factory=ClassifySettings)
 

@@ -96,6 +96,7 @@ class QATask:
     name: ClassVar[str] = "qa"
     noun: ClassVar[str] = "questions"
     model: ClassVar[type[SpanBertModel]] = SpanBertForQuestionAnswering
+    main_metric: ClassVar[str] = "f1"
 
     settings: QASettings = field(default_factory=QASettings)
     check_offsets: bool = True
