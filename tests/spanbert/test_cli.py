@@ -104,3 +104,26 @@ def test_the_older_word_for_init_still_works_and_is_not_shown(capsys):
     main(["--help"])
     shown = capsys.readouterr().out
     assert "  init " in shown and "  start " not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["masks", "a text", "--seed", "-1"],
+        ["masks", "a text", "--draws", "1000000000000"],
+        ["fill", "a [SPAN:1] text", "--top-k", "100000000"],
+        ["tokenizer", "train", "x", "--output", "y", "--vocab-size", "1000000000000"],
+        ["tokenizer", "train", "x", "--output", "y", "--vocab-size", "100", "--min-frequency", "-3"],
+        ["tokenizer", "train", "x", "--output", "y", "--vocab-size", "100", "--sample-mb", "nan"],
+        ["import", "x", "y", "--seed", "-1"],
+        ["pretrain", "x", "--output", "y", "--clip-norm", "nan"],
+        ["pretrain", "x", "--output", "y", "--weight-decay", "-1"],
+        ["init", "x", "--output", "y", "--seed", "-1"],
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(arguments, capsys):
+    """A trillion tokens crashed the tokenizers library, a seed of −1 was taken by some commands, NaN by others."""
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    name = arguments[-2].removeprefix("--").replace("-", "_")
+    assert shown.startswith(f"error: {name} is ") and "expected" in shown and shown.count("\n") == 1

@@ -8,11 +8,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from pretrain.data.batches import StepBatches, load_steps
+from pretrain.data.batches import StepBatches, load_steps, report_lost_worker
 from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder, split_batch
 from pretrain.masking.masker import MaskConfig, Masker
+from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 
@@ -157,3 +159,20 @@ def test_shifted_positions_keep_order_fill_the_table_and_follow_the_address(bloc
         not a.packed.position_ids_T.equal(b.packed.position_ids_T)
         for a, b in zip(batch.micro_batches(5, table), other_seed)
     )
+
+
+def test_an_error_in_a_worker_is_its_own_sentence():
+    """PyTorch puts its traceback before the message, and the user read all of it."""
+    for error in (UserError("the corpus is damaged: prepare it again"), OSError(5, "Input/output error", "blocks")):
+        batches = FailingSteps(error)
+        with pytest.raises(UserError) as caught, report_lost_worker():
+            next(load_steps(batches, 0, 2, workers=1, pin=False))
+        assert str(caught.value) == str(error)
+
+
+class FailingSteps(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, step):
+        raise self.error
