@@ -37,6 +37,13 @@ class _Sentence:
     ends_line: bool
 
 
+def document_passages(title: str, text: str) -> Iterator[Passage]:
+    """The passages of a document, each also found by its title: "he" in a text about Nikola Tesla is Tesla."""
+    title_terms = terms(title)
+    for passage in cut_passages(text):
+        yield Passage(passage.start, passage.end, [*title_terms, *passage.terms])
+
+
 def cut_passages(text: str) -> Iterator[Passage]:
     """The passages of ``text``, in order. Sentences without a letter or digit are kept, passages of such alone are not."""
     held: list[_Sentence] = []
