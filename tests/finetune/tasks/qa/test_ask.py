@@ -136,7 +136,9 @@ def test_colour_marks_the_answer() -> None:
 
 
 def test_the_command_prints_answer_sentence_and_runners_up(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    config = AskConfig(str(folder), ("Who?", "Where?"), context=(folder.parent / "context.txt",), n_best=3, device="cpu")
+    config = AskConfig(
+        str(folder), ("Who?", "Where?"), context=(folder.parent / "context.txt",), n_best=3, device="cpu"
+    )
     run_ask(config)
     lines = capsys.readouterr().out.splitlines()
     assert [lines[0], lines[5]] == ["Who?", "Where?"]
