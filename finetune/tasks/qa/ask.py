@@ -23,7 +23,7 @@ from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError, note
 from spanbert.weights import qa_model_path
 
-READ_WHOLE = 2  # passages of a text that is read as a whole: it fits a window, or nearly
+READ_WHOLE = 3  # passages of a text that is read as a whole: it fits a window, or nearly
 PARSED = (".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".jsonl")
 Reply = Callable[[list[str]], None]
 
@@ -45,7 +45,7 @@ class AskConfig:
     all: float | None = None
     """Show every answer at least this sure, 0 to 1, instead of the best few; for a model with a calibration."""
     passages: int = 5
-    """Passages read for each question, where there is more text than two of them."""
+    """Passages read for each question, where a text is longer than one window of the model."""
     read_all: bool = False
     """Read the whole of one text and compare answers by their scores alone, whatever its length."""
     json: bool = False

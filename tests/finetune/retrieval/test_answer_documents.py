@@ -32,7 +32,7 @@ from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 SETTINGS = QASettings(window=128, stride=32, max_question=24)
-FILLER = "They were very much the same from here to there. " * 14  # 140 terms: two make no passage
+FILLER = "They were very much the same from here to there. " * 14  # 140 terms
 
 
 class Stub(SpanBertForQuestionAnswering):
