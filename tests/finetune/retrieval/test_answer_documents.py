@@ -73,7 +73,7 @@ def test_the_search_outweighs_a_reader_that_is_sure_of_the_wrong_passage(answere
     """The reader likes "that" more wherever it stands; only the other passage is about the question."""
     documents = [document(0, "This was from Lisbon, with two words."), document(1, "All that is from another.")]
     found = DocumentAnswerer(answerer({"that": 5.5, "with": 5.0}), Index.of(documents)).answer(["Lisbon from?"])[0]
-    assert found.passages == 6 and found.passages_read == 5
+    assert found.passages > found.passages_read == 5
     best = found.answers[0]
     assert best.text == "with" and best.confidence is None
     (place,) = best.places
@@ -203,7 +203,7 @@ def test_calibrating_writes_what_asking_then_uses(
     (tmp_path / "a.txt").write_text(f"{FILLER}\nThing 1x1 was with number 1 of them. {FILLER}\n{FILLER}")
     run_ask(AskConfig(str(model_folder), ("What of 1x1?",), context=(tmp_path / "a.txt",), device="cpu"))
     out = capsys.readouterr().out
-    assert "(sure 0." in out and "of held-out questions this sure, " in out and "read 1 of 4 passages" in out
+    assert "(sure 0." in out and "of held-out questions this sure, " in out and "read 1 of 6 passages" in out
 
 
 def test_a_confidence_that_was_learnt_is_that_of_new_data() -> None:
