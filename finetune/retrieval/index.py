@@ -1,0 +1,107 @@
+"""An index of passages: built in memory over some documents, or opened from a folder that `spanbert index` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from finetune.retrieval.documents import Document
+from finetune.retrieval.merge_postings import open_postings
+from finetune.retrieval.passages import document_passages
+from finetune.retrieval.postings import Postings, PostingsBuilder, saturations, search_postings
+from finetune.retrieval.store import StoredDocuments, generation_of, open_table
+from finetune.retrieval.table import PassageTable
+from finetune.retrieval.terms import terms
+from spanbert.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found: documents[document].text[start:end]."""
+
+    document: int
+    start: int
+    end: int
+    score: float
+    rank: int  # from 1
+
+
+class Retriever(Protocol):
+    """What finds passages for a question."""
+
+    @property
+    def documents(self) -> Sequence[Document]: ...
+
+    @property
+    def passages(self) -> int:
+        """How many there are."""
+        ...
+
+    def search(self, question: str, k: int) -> list[Hit]:
+        """The k passages that fit best, best first; fewer where fewer share a term with the question."""
+        ...
+
+    def passage(self, number: int) -> Hit:
+        """The passage of that number, 0 … passages − 1, with score 0 and its number + 1 as rank."""
+        ...
+
+
+class Index:
+    """Passages of documents, found by BM25."""
+
+    def __init__(self, documents: Sequence[Document], table: PassageTable, postings: Postings) -> None:
+        self.documents = documents
+        self.table = table
+        self.postings = postings
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Index:
+        """An index in memory."""
+        builder = PostingsBuilder()
+        tables = []
+        for number, document in enumerate(documents):
+            passages = list(document_passages(document.title, document.text))
+            tables.append(PassageTable.of(number, passages))
+            for passage in passages:
+                builder.add(passage.terms)
+        return cls(list(documents), PassageTable.joined(tables), builder.finish())
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Index:
+        """An index that `spanbert index` wrote, memory-mapped. Raises UserError where there is none or it is damaged."""
+        folder = Path(folder)
+        for last in (False, True):
+            generation, _ = generation_of(folder)
+            try:
+                return cls(StoredDocuments(generation), open_table(generation), open_postings(generation))
+            except FileNotFoundError:  # replaced since its name was read: read the new name
+                if last:
+                    break
+            except (ValueError, OSError) as error:
+                raise UserError(f"{folder}: the index is damaged ({error}); make it anew.") from None
+        raise UserError(f"{folder}: the index is damaged (files are missing); make it anew.")
+
+    @property
+    def passages(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def _saturation_N(self) -> np.ndarray:
+        return saturations(self.table.length_N)
+
+    def search(self, question: str, k: int) -> list[Hit]:
+        """The k best passages by BM25, best first; those without a term of the question are not among them."""
+        best, scores = search_postings(self.postings, self._saturation_N, terms(question), k)
+        return [self._hit(int(number), float(scores[rank - 1]), rank) for rank, number in enumerate(best, 1)]
+
+    def passage(self, number: int) -> Hit:
+        return self._hit(number, 0.0, number + 1)
+
+    def _hit(self, number: int, score: float, rank: int) -> Hit:
+        table = self.table
+        return Hit(int(table.document_N[number]), int(table.start_N[number]), int(table.end_N[number]), score, rank)
