@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from finetune.predict import Machine, load_trained, predict
 from finetune.records import MalformedRecord
 from finetune.tasks.qa.decode import Decoded
 from finetune.tasks.qa.encode import encode_with_texts
-from finetune.tasks.qa.records import paragraphs_of
+from finetune.tasks.qa.records import Paragraph, paragraphs_of
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
@@ -70,27 +69,46 @@ class QuestionAnswerer:
 
         Raises UserError when the context or a question holds no text, or a question is longer than the model reads.
         """
-        for text in (context, *questions):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"not valid text: character {error.start} of {text[:40]!r} is half a character."
-                ) from None
-        paragraphs = paragraphs_of(context, questions)
+        decoded = self._decode(paragraphs_of(context, questions), n_best)
+        return [ranked_answers(one, self.settings.threshold)[:n_best] for one in decoded]
+
+    def read(self, passages: Sequence[str], asked: Sequence[Sequence[str]], *, n_best: int) -> list[list[Decoded]]:
+        """For each passage the decoded answers to the questions asked about it, in packed batches over all of them.
+
+        Scores of different passages are logits of the model: comparing them is the caller's affair.
+        Raises UserError as `answers` does.
+        """
+        paragraphs = [
+            replace(one, number=number, questions=tuple(replace(q, id=f"{number}/{q.id}") for q in one.questions))
+            for number, (text, questions) in enumerate(zip(passages, asked, strict=True))
+            for one in paragraphs_of(text, questions)
+        ]
+        decoded = iter(self._decode(paragraphs, n_best))
+        return [[next(decoded) for _ in questions] for questions in asked]
+
+    def _decode(self, paragraphs: Sequence[Paragraph], n_best: int) -> list[Decoded]:
+        for paragraph in paragraphs:
+            for text in (paragraph.context, *(question.text for question in paragraph.questions)):
+                _check_text(text)
         question_set = encode_with_texts(paragraphs, self.tokenizer, self.settings.windows, _refuse)
         if question_set.questions.cut_Q.any():
             raise UserError(
                 f"a question is longer than the {self.settings.max_question} tokens this model reads; shorten it."
             )
-        task = QATask(dataclasses.replace(self.settings, n_best=max(n_best, self.settings.n_best)))
-        decoded = predict(task, self.model, question_set, self.machine)
-        return [ranked_answers(one, self.settings.threshold)[:n_best] for one in decoded]
+        task = QATask(replace(self.settings, n_best=max(n_best, self.settings.n_best)))
+        return list(predict(task, self.model, question_set, self.machine))
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"not valid text: character {error.start} of {text[:40]!r} is half a character.") from None
 
 
 def ranked_answers(decoded: Decoded, threshold: float | None) -> list[Answer]:
     """All candidates, best first; where a threshold is given also "no answer": first if it wins, else by its score."""
-    answers = [Answer(**dataclasses.asdict(candidate)) for candidate in decoded.candidates]
+    answers = [Answer(**asdict(candidate)) for candidate in decoded.candidates]
     if threshold is not None:
         share = 1.0 - sum(answer.probability for answer in answers)
         nothing = Answer("", 0, 0, decoded.null_score, max(share, 0.0))

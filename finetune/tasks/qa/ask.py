@@ -14,12 +14,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from finetune.retrieval.sentences import SENTENCE_REACH, sentence_around
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
-
-SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|[。！？][」』”’）]*|\n")
-SENTENCE_REACH = 300  # characters shown at most on either side of an answer
 
 
 @dataclass(frozen=True)
@@ -42,22 +40,6 @@ class AskConfig:
     """Arithmetic of the forward pass."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
-
-
-def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
-    """Bounds of the sentence or line that holds text[start:end], at most SENTENCE_REACH beyond either side."""
-    low = max(0, start - SENTENCE_REACH)
-    high = min(len(text), end + SENTENCE_REACH)
-    for match in SENTENCE_END.finditer(text, low, start):
-        low = match.end()
-    last = SENTENCE_END.search(text, max(end - 1, start), high)
-    if last and last.end() >= end:
-        high = last.end()
-    while low < start and text[low].isspace():
-        low += 1
-    while high > end and text[high - 1].isspace():
-        high -= 1
-    return low, high
 
 
 def highlighted(text: str, answer: Answer, colour: bool) -> str:

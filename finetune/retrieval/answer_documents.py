@@ -1,0 +1,232 @@
+"""Answers over many passages: some are found, read in one packed batch, and their answers compared and merged.
+
+A reader that was trained passage by passage gives logits that do not compare between passages: taking the best logit over
+all of a long text finds the right answer less often the more text there is. So few passages are read, those that share
+most with the question, and what the reader and the search say is added up (Yang et al. 2019, BERTserini).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from finetune.retrieval.combine import DEFAULT_COMBINATION, Combination, Features
+from finetune.retrieval.documents import Document
+from finetune.retrieval.index import Hit, Retriever
+from finetune.retrieval.sentences import sentence_around
+from finetune.retrieval.terms import terms, words
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.decode import Decoded, softmax
+from finetune.tasks.qa.metrics import normalize_answer
+from spanbert.errors import UserError
+
+SPANS_PER_PASSAGE = 5  # answers of one passage that are compared with those of the others
+READ_WITHOUT_SEARCH = 32  # passages that are all read when none shares a word with the question
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an answer stands: document.text[start:end] == match."""
+
+    document: str  # id
+    title: str
+    section: str | None
+    start: int  # code points in the document's text
+    end: int
+    before: str  # the passage up to the answer
+    match: str
+    after: str  # the rest of the passage
+    sentence: str
+    passage_rank: int  # from 1
+    retrieval_score: float  # BM25
+    reader_score: float  # start logit + end logit
+
+
+@dataclass(frozen=True)
+class DocumentAnswer:
+    """An answer, with all places among the passages read where it was found. "" and no places: no answer."""
+
+    text: str
+    score: float
+    confidence: float | None  # chance that it is right, where the model was calibrated
+    places: tuple[Place, ...]  # best first
+
+    @property
+    def no_answer(self) -> bool:
+        return not self.text
+
+
+@dataclass(frozen=True)
+class DocumentAnswers:
+    """What was found for one question."""
+
+    question: str
+    answers: tuple[DocumentAnswer, ...]
+    passages_read: int
+    passages: int
+    milliseconds: float
+    words: tuple[str, ...]  # of the question, which stand in the passages read
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One span of one passage, with what is known of it."""
+
+    text: str
+    place: Place
+    features: Features
+    null_odds: float  # of its passage: null score − best span's score
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One question and the passages read for it."""
+
+    question: str
+    hits: list[Hit]
+    candidates: list[Candidate]
+    words: tuple[str, ...]
+
+
+class DocumentAnswerer:
+    """A reader over what a retriever finds."""
+
+    def __init__(
+        self, answerer: QuestionAnswerer, retriever: Retriever, combination: Combination = DEFAULT_COMBINATION
+    ) -> None:
+        self.answerer = answerer
+        self.retriever = retriever
+        self.combination = combination
+
+    @property
+    def can_decline(self) -> bool:
+        """Whether the model was trained to say that there is no answer."""
+        return self.answerer.settings.null_allowed
+
+    def answer(self, questions: Sequence[str], *, n_best: int = 3, passages: int = 5) -> list[DocumentAnswers]:
+        """For each question its best answers from the `passages` best passages.
+
+        milliseconds: the time for all questions, divided by their number, for they are read together.
+        Raises UserError for a question without text or longer than the model reads.
+        """
+        begin = time.perf_counter()
+        readings = self.read(questions, passages)
+        answers = [self._answers(reading, n_best) for reading in readings]
+        milliseconds = 1000 * (time.perf_counter() - begin) / max(1, len(questions))
+        return [
+            DocumentAnswers(one.question, found, len(one.hits), self.retriever.passages, milliseconds, one.words)
+            for one, found in zip(readings, answers, strict=True)
+        ]
+
+    def read(self, questions: Sequence[str], passages: int) -> list[_Reading]:
+        """Find and read: the candidates of each question, not yet compared."""
+        hits_Q = [self._hits(question, passages) for question in questions]
+        texts: dict[tuple[int, int, int], list[int]] = {}  # passage → the questions that found it
+        for number, hits in enumerate(hits_Q):
+            for hit in hits:
+                texts.setdefault((hit.document, hit.start, hit.end), []).append(number)
+        documents = {document: self.retriever.documents[document] for document, _, _ in texts}
+        decoded = self.answerer.read(
+            [documents[document].text[start:end] for document, start, end in texts],
+            [[questions[number] for number in numbers] for numbers in texts.values()],
+            n_best=SPANS_PER_PASSAGE,
+        )
+        by_pair = {
+            (number, passage): one
+            for (passage, numbers), ones in zip(texts.items(), decoded, strict=True)
+            for number, one in zip(numbers, ones, strict=True)
+        }
+        readings = []
+        for number, (question, hits) in enumerate(zip(questions, hits_Q, strict=True)):
+            ones = [by_pair[number, (hit.document, hit.start, hit.end)] for hit in hits]
+            candidates = [
+                candidate
+                for hit, one in zip(hits, ones, strict=True)
+                for candidate in candidates_of(documents[hit.document], hit, one, hits[0].score)
+            ]
+            read = (documents[hit.document].text[hit.start : hit.end] for hit in hits)
+            readings.append(_Reading(question, hits, candidates, words_found(question, read)))
+        return readings
+
+    def _hits(self, question: str, passages: int) -> list[Hit]:
+        if not question.strip():
+            raise UserError("a question holds no text.")
+        hits = self.retriever.search(question, passages)
+        if not hits and self.retriever.passages <= READ_WITHOUT_SEARCH:
+            return [self.retriever.passage(number) for number in range(self.retriever.passages)]
+        return hits
+
+    def _answers(self, reading: _Reading, n_best: int) -> tuple[DocumentAnswer, ...]:
+        if not reading.candidates:
+            return (DocumentAnswer("", 0.0, None, ()),)
+        return ranked(reading.candidates, self.combination, self.answerer.settings.threshold)[:n_best]
+
+
+def candidates_of(document: Document, hit: Hit, decoded: Decoded, best_score: float) -> list[Candidate]:
+    """The best spans of one passage, with their places in the document."""
+    spans = decoded.candidates[:SPANS_PER_PASSAGE]
+    shares = softmax([span.score for span in decoded.candidates])
+    found = []
+    for span, share in zip(spans, shares, strict=False):
+        start, end = hit.start + span.start, hit.start + span.end
+        low, high = sentence_around(document.text, start, end)
+        place = Place(
+            document=document.id,
+            title=document.title,
+            section=document.section_at(start),
+            start=start,
+            end=end,
+            before=document.text[min(low, hit.start) : start],
+            match=document.text[start:end],
+            after=document.text[end : max(high, hit.end)],
+            sentence=document.text[low:high],
+            passage_rank=hit.rank,
+            retrieval_score=hit.score,
+            reader_score=span.score,
+        )
+        relative = hit.score / best_score if best_score > 0 else 0.0
+        features = Features(span.score, share, span.score - decoded.null_score, hit.score, relative)
+        found.append(Candidate(span.text, place, features, decoded.null_odds))
+    return found
+
+
+def ranked(
+    candidates: Sequence[Candidate], combination: Combination, threshold: float | None
+) -> tuple[DocumentAnswer, ...]:
+    """Distinct answers, best first, each with all its places; texts that score the same in SQuAD's metric are one answer.
+
+    threshold: "no answer" comes first when the null odds of the best answer's passage exceed it; None: it takes no part.
+    """
+    scored = sorted(((combination.score(one.features), one) for one in candidates), key=lambda pair: -pair[0])
+    by_text: dict[str, list[tuple[float, Candidate]]] = {}
+    for score, candidate in scored:
+        by_text.setdefault(answer_key(candidate.text), []).append((score, candidate))
+    answers = [
+        DocumentAnswer(group[0][1].text, group[0][0], None, _places(one for _, one in group))
+        for group in by_text.values()
+    ]
+    if threshold is not None and scored[0][1].null_odds > threshold:
+        answers.insert(0, DocumentAnswer("", scored[0][0], None, ()))
+    return tuple(answers)
+
+
+def answer_key(text: str) -> str:
+    """The same for answers that count as one."""
+    return normalize_answer(text) or text
+
+
+def _places(candidates: Iterable[Candidate]) -> tuple[Place, ...]:
+    """Without those that overlap a better one: "the engine" beside "engine", or what two passages share."""
+    places: list[Place] = []
+    for candidate in candidates:
+        new = candidate.place
+        if not any(one.document == new.document and one.start < new.end and new.start < one.end for one in places):
+            places.append(new)
+    return tuple(places)
+
+
+def words_found(question: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """The words of the question, as written there, of which one of the texts has a term."""
+    present = {term for text in texts for term in terms(text)}
+    return tuple(dict.fromkeys(word for word, found in words(question) if present.intersection(found)))
