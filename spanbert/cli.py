@@ -33,6 +33,7 @@ COMMANDS = {
     "pretrain": ("pretrain.train", "run_pretrain", "pretrain with span masking, MLM and SBO"),
     **_task_commands(),
     "ask": ("finetune.tasks.qa.ask", "run_ask", "answer questions over a text"),
+    "serve": ("web.serve", "run_serve", "answer questions over HTTP, and on a page in the browser"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
     "runs": ("spanbert.training.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
