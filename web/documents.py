@@ -6,8 +6,8 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-from finetune.retrieval import documents as reading
-from finetune.retrieval.documents import Document
+
+from finetune.retrieval.documents import Document, document_of_bytes
 from spanbert.errors import UserError
 from web.config import Limits
 from web.problems import Problem
@@ -39,7 +39,7 @@ class DocumentStore:
         if not data.strip():
             raise Problem("empty", f"{name} is empty", field="body")
         try:
-            read = reading.document_of_bytes(name, data)
+            read = document_of_bytes(name, data)
         except UserError as error:
             raise Problem("unreadable-document", str(error), field="body") from None
         if not read.text.strip():

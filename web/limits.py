@@ -47,15 +47,21 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        unread = True
         try:
             headers = Headers(scope=scope)
             self.check_host(headers)
             self.check_origin(headers)
             self.check_token(scope["path"], headers)
             body = await self.read_body(scope, headers, receive)
+            unread = False
+            if scope["path"] != UPLOAD_PATH:
+                check_utf8(body)
         except Problem as problem:
-            await _discard(receive)
-            problem.headers["Connection"] = "close"  # what is still unread would be taken for the next request
+            if unread:
+                problem.headers["Connection"] = "close"  # what stays unread would be taken for the next request
+                if problem.kind != "too-slow":
+                    await _discard(receive)
             await problem.response()(scope, receive, _with_headers(send))
             return
         except Disconnected:
@@ -112,12 +118,15 @@ class Gate:
         except TimeoutError:
             seconds = f"{self.limits.receive:g} s"
             raise Problem("too-slow", f"{len(body):,} bytes came in {seconds}", field="body") from None
-        if not uploading:
-            try:
-                body.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise Problem("not-utf-8", f"byte {error.start} is not UTF-8 ({error.reason})", field="body") from None
         return bytes(body)
+
+
+def check_utf8(body: bytes) -> None:
+    """Raises Problem. JSON may be nothing else, and Python's reader would guess at UTF-16 and UTF-32."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem("not-utf-8", f"byte {error.start} is not UTF-8 ({error.reason})", field="body") from None
 
 
 async def _discard(receive: Receive) -> None:

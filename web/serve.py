@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from contextlib import closing
 
 from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
-from web.config import ServeConfig
+from web.config import Limits, ServeConfig
 from web.reader import load_reader
 
 try:
     import uvicorn
+    from fastapi import FastAPI
 
     from web.app import create_app
     from web.service import ModelInfo, Service
@@ -41,18 +43,22 @@ def run_serve(config: ServeConfig) -> None:
         print(f"{info.name} ({info.fingerprint[:19]}…) answers at http://{shown}:{port}", flush=True)
         for note in info.notes:
             print(f"note: {note}", flush=True)
-        settings = uvicorn.Config(
-            app,
-            log_level=logging.WARNING,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=int(config.limits.deadline) + 5,
-            limit_concurrency=config.limits.connections,
-        )
-        uvicorn.Server(settings).run([listening])
+        uvicorn.Server(uvicorn_settings(app, config.limits)).run([listening])
+
+
+def uvicorn_settings(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """A signal ends the server when what it is answering is done, at the latest after the deadline."""
+    return uvicorn.Config(
+        app,
+        log_level=logging.WARNING,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(limits.deadline) + 5,
+        limit_concurrency=limits.connections,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from spanbert.weights import qa_model_path
 from web.app import create_app
 from web.config import Limits
 from web.reader import Found, FoundAnswer, Reader, Work, load_reader
+from web.serve import listen, uvicorn_settings
 from web.service import ModelInfo, Service
 
 BASE = "http://127.0.0.1:8000"
@@ -78,3 +80,30 @@ def instant(batch: Sequence[Work], _stop: Callable[[], bool]) -> list[list[Found
         [Found(question, (FoundAnswer("", 0.0, 1.0, None, ()),), (), None, None) for question in work.questions]
         for work in batch
     ]
+
+
+@pytest.fixture
+def live(reader: Reader, info: ModelInfo) -> Iterator[Callable[..., str]]:
+    """live(runner=…, index=…, token=…, limit=…) → the address of a server on a port of its own, in a thread."""
+    import uvicorn
+
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def make(
+        runner: Callable | None = None, *, index: Sequence[Document] = (), token: str | None = None, **limits: float
+    ) -> str:
+        held = replace(Limits(), **limits)
+        retriever = Index.of(index) if index else None
+        service = Service(info, [runner or Reader(reader.answerer, retriever)], retriever, held)
+        app = create_app(service, hosts=HOSTS, token=token)
+        server = uvicorn.Server(uvicorn_settings(app, held))
+        listening = listen("127.0.0.1", 0)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield make
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
