@@ -224,7 +224,7 @@ def confidence_words(answer: FoundAnswer, model: ModelInfo) -> str:
         tenths = round(10 * answer.confidence)
         return f"of ten answers with this confidence, about {tenths} were right"
     if answer.share is None:
-        return "not measured for this model: only the order of the answers means something"
+        return "confidence not measured for this model: only the order of the answers means something"
     if answer.share >= 0.8:
         ahead = "far ahead of the other candidates"
     elif answer.share >= 0.5:

