@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.retrieval.answer_documents import DocumentAnswerer, DocumentAnswers, Place
+from finetune.retrieval.confidence import Calibration
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index, Retriever
 from finetune.retrieval.sentences import sentence_around
@@ -45,6 +46,7 @@ class FoundAnswer:
     score: float
     share: float | None  # softmax over the answers considered in a text
     confidence: float | None  # chance that it is right, where the model was calibrated
+    confidence_words: str | None  # what that means, as measured
     places: tuple[Place, ...]
 
 
@@ -139,7 +141,7 @@ class Reader:
         answerer = DocumentAnswerer(self.answerer, self._retriever(works[0].documents))
         questions = [question for work in works for question in work.questions]
         answers = answerer.answer(questions, n_best=works[0].n_best, passages=works[0].passages)
-        found = map(_of_documents, answers)
+        found = (_of_documents(one, answerer.calibration) for one in answers)
         return [[next(found) for _ in work.questions] for work in works]
 
     def _retriever(self, documents: tuple[Document, ...]) -> Retriever:
@@ -186,12 +188,15 @@ def _of_text(question: str, text: str, answers: Sequence[Answer]) -> Found:
             reader_score=answer.score,
         )
         places = () if answer.no_answer else (place,)
-        found.append(FoundAnswer(answer.text, answer.score, answer.probability, None, places))
+        found.append(FoundAnswer(answer.text, answer.score, answer.probability, None, None, places))
     return Found(question, tuple(found), (), None, None)
 
 
-def _of_documents(found: DocumentAnswers) -> Found:
-    answers = (FoundAnswer(one.text, one.score, None, one.confidence, one.places) for one in found.answers)
+def _of_documents(found: DocumentAnswers, calibration: Calibration | None) -> Found:
+    answers = []
+    for one in found.answers:
+        words = calibration.in_words(one.confidence) if calibration and one.confidence is not None else None
+        answers.append(FoundAnswer(one.text, one.score, None, one.confidence, words, one.places))
     return Found(found.question, tuple(answers), found.words, found.passages_read, found.passages)
 
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from finetune.retrieval.answer_documents import Place
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Retriever
+from finetune.retrieval.store import StoredDocuments
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from spanbert.files import sha256
 from web.config import Limits
@@ -119,7 +120,7 @@ class Service:
         now = time.monotonic()
         self.metrics.questions += len(found)
         return AnswersResponse(
-            results=[question_out(one, self.model) for one in found],
+            results=[question_out(one) for one in found],
             model=self.model.brief,
             milliseconds=round(1000 * (now - began), 1),
             waited=round(1000 * ((job.began or now) - job.entered), 1),
@@ -160,7 +161,9 @@ class Service:
     @cached_property
     def _index_numbers(self) -> dict[str, int]:
         assert self.index is not None
-        return {document.id: number for number, document in enumerate(self.index.documents)}
+        documents = self.index.documents
+        stored = documents.records() if isinstance(documents, StoredDocuments) else documents  # without their texts
+        return {document.id: number for number, document in enumerate(stored)}
 
     def index_document(self, number: str) -> Document:
         """Raises Problem when the server has no index, or that has no such document."""
@@ -178,14 +181,14 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def question_out(found: Found, model: ModelInfo) -> QuestionOut:
+def question_out(found: Found) -> QuestionOut:
     answers = [
         AnswerOut(
             text=one.text,
             score=one.score,
             share=one.share,
             confidence=one.confidence,
-            confidence_words=confidence_words(one, model),
+            confidence_words=confidence_words(one),
             places=[place_out(place) for place in one.places],
         )
         for one in found.answers
@@ -218,11 +221,10 @@ def place_out(place: Place) -> PlaceOut:
     )
 
 
-def confidence_words(answer: FoundAnswer, model: ModelInfo) -> str:
+def confidence_words(answer: FoundAnswer) -> str:
     """What may be concluded, and no more: without calibration only how far the answer is ahead of the others."""
-    if answer.confidence is not None:
-        tenths = round(10 * answer.confidence)
-        return f"of ten answers with this confidence, about {tenths} were right"
+    if answer.confidence_words is not None:
+        return answer.confidence_words
     if answer.share is None:
         return "confidence not measured for this model: only the order of the answers means something"
     if answer.share >= 0.8:

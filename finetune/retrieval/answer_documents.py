@@ -7,17 +7,19 @@ most with the question, and what the reader and the search say is added up (Yang
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune.retrieval.combine import DEFAULT_COMBINATION, Combination, Features
+from finetune.retrieval.confidence import Calibration, Evidence, Search, load_calibration, shares_and_margins
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Hit, Retriever
 from finetune.retrieval.sentences import sentence_around
 from finetune.retrieval.terms import terms, words
 from finetune.tasks.qa.answerer import QuestionAnswerer
-from finetune.tasks.qa.decode import Decoded, softmax
+from finetune.tasks.qa.decode import Decoded
 from finetune.tasks.qa.metrics import normalize_answer
 from spanbert.errors import UserError
 
@@ -41,6 +43,7 @@ class Place:
     passage_rank: int  # from 1
     retrieval_score: float  # BM25
     reader_score: float  # start logit + end logit
+    sentence_start: int  # code point where the sentence begins in the document's text
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,17 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class RankedAnswer:
+    """A distinct answer among a question's candidates, and those that give it, best first. "": no answer."""
+
+    text: str
+    score: float
+    candidates: tuple[Candidate, ...]
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class Reading:
     """One question and the passages read for it."""
 
     question: str
@@ -93,11 +106,19 @@ class DocumentAnswerer:
     """A reader over what a retriever finds."""
 
     def __init__(
-        self, answerer: QuestionAnswerer, retriever: Retriever, combination: Combination = DEFAULT_COMBINATION
+        self, answerer: QuestionAnswerer, retriever: Retriever, calibration: Calibration | None = None
     ) -> None:
+        """Without a calibration the one is taken that lies in the model's folder for this way of asking, if any.
+
+        Where there is one for another way alone, scores are added up by its weights, and no confidence is stated.
+        """
         self.answerer = answerer
         self.retriever = retriever
-        self.combination = combination
+        ways: tuple[Search, Search] = ("text", "documents")
+        own, other = ways if len(retriever.documents) == 1 else ways[::-1]
+        self.calibration = calibration or load_calibration(answerer.folder, own)
+        known = self.calibration or load_calibration(answerer.folder, other)
+        self.combination = known.combination if known else DEFAULT_COMBINATION
 
     @property
     def can_decline(self) -> bool:
@@ -119,7 +140,7 @@ class DocumentAnswerer:
             for one, found in zip(readings, answers, strict=True)
         ]
 
-    def read(self, questions: Sequence[str], passages: int) -> list[_Reading]:
+    def read(self, questions: Sequence[str], passages: int) -> list[Reading]:
         """Find and read: the candidates of each question, not yet compared."""
         hits_Q = [self._hits(question, passages) for question in questions]
         texts: dict[tuple[int, int, int], list[int]] = {}  # passage → the questions that found it
@@ -143,10 +164,10 @@ class DocumentAnswerer:
             candidates = [
                 candidate
                 for hit, one in zip(hits, ones, strict=True)
-                for candidate in candidates_of(documents[hit.document], hit, one, hits[0].score)
+                for candidate in candidates_of(documents[hit.document], hit, one)
             ]
             read = (documents[hit.document].text[hit.start : hit.end] for hit in hits)
-            readings.append(_Reading(question, hits, candidates, words_found(question, read)))
+            readings.append(Reading(question, hits, candidates, words_found(question, read)))
         return readings
 
     def _hits(self, question: str, passages: int) -> list[Hit]:
@@ -157,18 +178,25 @@ class DocumentAnswerer:
             return [self.retriever.passage(number) for number in range(self.retriever.passages)]
         return hits
 
-    def _answers(self, reading: _Reading, n_best: int) -> tuple[DocumentAnswer, ...]:
+    def _answers(self, reading: Reading, n_best: int) -> tuple[DocumentAnswer, ...]:
         if not reading.candidates:
             return (DocumentAnswer("", 0.0, None, ()),)
-        return ranked(reading.candidates, self.combination, self.answerer.settings.threshold)[:n_best]
+        found = ranked(reading.candidates, self.combination, self.answerer.settings.threshold)[:n_best]
+        return tuple(
+            DocumentAnswer(
+                one.text,
+                one.score,
+                self.calibration.confidence(one.evidence) if self.calibration else None,
+                places_of(one.candidates) if one.text else (),
+            )
+            for one in found
+        )
 
 
-def candidates_of(document: Document, hit: Hit, decoded: Decoded, best_score: float) -> list[Candidate]:
+def candidates_of(document: Document, hit: Hit, decoded: Decoded) -> list[Candidate]:
     """The best spans of one passage, with their places in the document."""
-    spans = decoded.candidates[:SPANS_PER_PASSAGE]
-    shares = softmax([span.score for span in decoded.candidates])
     found = []
-    for span, share in zip(spans, shares, strict=False):
+    for span in decoded.candidates[:SPANS_PER_PASSAGE]:
         start, end = hit.start + span.start, hit.start + span.end
         low, high = sentence_around(document.text, start, end)
         place = Place(
@@ -184,31 +212,49 @@ def candidates_of(document: Document, hit: Hit, decoded: Decoded, best_score: fl
             passage_rank=hit.rank,
             retrieval_score=hit.score,
             reader_score=span.score,
+            sentence_start=low,
         )
-        relative = hit.score / best_score if best_score > 0 else 0.0
-        features = Features(span.score, share, span.score - decoded.null_score, hit.score, relative)
+        features = Features(span.score, span.score - decoded.null_score, hit.score)
         found.append(Candidate(span.text, place, features, decoded.null_odds))
     return found
 
 
-def ranked(
-    candidates: Sequence[Candidate], combination: Combination, threshold: float | None
-) -> tuple[DocumentAnswer, ...]:
-    """Distinct answers, best first, each with all its places; texts that score the same in SQuAD's metric are one answer.
+def ranked(candidates: Sequence[Candidate], combination: Combination, threshold: float | None) -> list[RankedAnswer]:
+    """Distinct answers, best first; texts that are the same to SQuAD's metric are one answer.
 
     threshold: "no answer" comes first when the null odds of the best answer's passage exceed it; None: it takes no part.
     """
     scored = sorted(((combination.score(one.features), one) for one in candidates), key=lambda pair: -pair[0])
-    by_text: dict[str, list[tuple[float, Candidate]]] = {}
+    groups: dict[str, list[tuple[float, Candidate]]] = {}
     for score, candidate in scored:
-        by_text.setdefault(answer_key(candidate.text), []).append((score, candidate))
-    answers = [
-        DocumentAnswer(group[0][1].text, group[0][0], None, _places(one for _, one in group))
-        for group in by_text.values()
-    ]
-    if threshold is not None and scored[0][1].null_odds > threshold:
-        answers.insert(0, DocumentAnswer("", scored[0][0], None, ()))
-    return tuple(answers)
+        groups.setdefault(answer_key(candidate.text), []).append((score, candidate))
+    best = scored[0][1]
+    declines = threshold is not None and best.null_odds > threshold
+    answers = []
+    if declines:
+        assert threshold is not None
+        evidence = Evidence(first=1.0, declined=1.0, declined_odds=best.null_odds - threshold)
+        answers.append(RankedAnswer("", scored[0][0], (best,), evidence))
+    numbers = shares_and_margins([group[0][0] for group in groups.values()])
+    for place, (group, (log_odds, margin)) in enumerate(zip(groups.values(), numbers, strict=True)):
+        top = group[0][1]
+        evidence = Evidence(
+            log_odds=log_odds,
+            margin=margin,
+            first=float(place == 0 and not declines),
+            logit=top.features.logit,
+            null_odds=top.null_odds,
+            retrieval=top.features.retrieval,
+            places=math.log(len(group)),
+        )
+        answers.append(RankedAnswer(top.text, group[0][0], tuple(one for _, one in group), evidence))
+    return answers
+
+
+def surer_than(found: DocumentAnswers, confidence: float) -> DocumentAnswers:
+    """Without the answers that are less sure; with nothing but "no answer" where none is left."""
+    kept = tuple(one for one in found.answers if one.confidence is not None and one.confidence >= confidence)
+    return replace(found, answers=kept or (DocumentAnswer("", 0.0, None, ()),))
 
 
 def answer_key(text: str) -> str:
@@ -216,7 +262,7 @@ def answer_key(text: str) -> str:
     return normalize_answer(text) or text
 
 
-def _places(candidates: Iterable[Candidate]) -> tuple[Place, ...]:
+def places_of(candidates: Iterable[Candidate]) -> tuple[Place, ...]:
     """Without those that overlap a better one: "the engine" beside "engine", or what two passages share."""
     places: list[Place] = []
     for candidate in candidates:

@@ -111,8 +111,10 @@ class Sources:
     skipped: list[Skipped] = field(default_factory=list)
 
     @classmethod
-    def under(cls, paths: Iterable[Path | str]) -> Sources:
+    def under(cls, paths: Iterable[Path | str], *, without: Path | None = None) -> Sources:
         """Files by name, in order; hidden ones and links to folders are passed over, other kinds are listed.
+
+        without: a folder that is passed over, too: the index's own may lie among the documents.
 
         Raises UserError for a path that does not exist.
         """
@@ -120,7 +122,7 @@ class Sources:
         seen: set[str] = set()
         for path in map(Path, paths):
             if path.is_dir():
-                for file in _files(path):
+                for file in _files(path, without):
                     found._add(file, file.relative_to(path).as_posix(), seen)
             elif path.is_file():
                 found._add(path, path.name, seen)
@@ -195,7 +197,10 @@ def clean(text: str) -> str:
         return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, without: Path | None) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
+        if without is not None and Path(root).resolve() == without.resolve():
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))

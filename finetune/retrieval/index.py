@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from finetune.retrieval.documents import Document
-from finetune.retrieval.passages import cut_passages
+from finetune.retrieval.merge_postings import open_postings
+from finetune.retrieval.passages import document_passages
 from finetune.retrieval.postings import Postings, PostingsBuilder, bm25
+from finetune.retrieval.store import StoredDocuments, generation_of, open_table
+from finetune.retrieval.table import PassageTable
 from finetune.retrieval.terms import terms
+from spanbert.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,6 @@ class Retriever(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PassageTable:
-    """Where N passages stand, and how many terms each has."""
-
-    document_N: np.ndarray  # int32
-    start_N: np.ndarray  # int32, code points
-    end_N: np.ndarray  # int32
-    length_N: np.ndarray  # int32, terms, those of the title included
-
-    def __len__(self) -> int:
-        return len(self.document_N)
-
-
 class Index:
     """Passages of documents, found by BM25."""
 
@@ -70,10 +62,29 @@ class Index:
     @classmethod
     def of(cls, documents: Sequence[Document]) -> Index:
         """An index in memory."""
-        part = IndexPart()
-        for document in documents:
-            part.add(document)
-        return cls(list(documents), part.table(), part.postings.finish())
+        builder = PostingsBuilder()
+        tables = []
+        for number, document in enumerate(documents):
+            passages = list(document_passages(document.title, document.text))
+            tables.append(PassageTable.of(number, passages))
+            for passage in passages:
+                builder.add(passage.terms)
+        return cls(list(documents), PassageTable.joined(tables), builder.finish())
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Index:
+        """An index that `spanbert index` wrote, memory-mapped. Raises UserError where there is none or it is damaged."""
+        folder = Path(folder)
+        for last in (False, True):
+            generation, _ = generation_of(folder)
+            try:
+                return cls(StoredDocuments(generation), open_table(generation), open_postings(generation))
+            except FileNotFoundError:  # replaced since its name was read: read the new name
+                if last:
+                    break
+            except (ValueError, OSError) as error:
+                raise UserError(f"{folder}: the index is damaged ({error}); make it anew.") from None
+        raise UserError(f"{folder}: the index is damaged (files are missing); make it anew.")
 
     @property
     def passages(self) -> int:
@@ -96,25 +107,3 @@ class Index:
     def _hit(self, number: int, score: float, rank: int) -> Hit:
         table = self.table
         return Hit(int(table.document_N[number]), int(table.start_N[number]), int(table.end_N[number]), score, rank)
-
-
-class IndexPart:
-    """Passages of some documents on their way into an index. A document's title counts as a part of each passage."""
-
-    def __init__(self) -> None:
-        self.documents = 0
-        self.postings = PostingsBuilder()
-        self._places: list[tuple[int, int, int]] = []  # document, start, end
-
-    def add(self, document: Document) -> int:
-        """→ how many passages the document has."""
-        before, title = len(self._places), terms(document.title)
-        for passage in cut_passages(document.text):
-            self._places.append((self.documents, passage.start, passage.end))
-            self.postings.add([*title, *passage.terms])
-        self.documents += 1
-        return len(self._places) - before
-
-    def table(self) -> PassageTable:
-        places = np.array(self._places, dtype=np.int32).reshape(-1, 3)
-        return PassageTable(places[:, 0], places[:, 1], places[:, 2], np.array(self.postings.lengths, dtype=np.int32))

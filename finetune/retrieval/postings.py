@@ -47,7 +47,6 @@ class PostingsBuilder:
     """Collects passages term by term and sorts them at the end."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
         self._numbers: dict[str, int] = {}  # term → number, in the order of first appearance
         self._numbers_P: list[int] = []
         self._counts_P: list[int] = []
@@ -64,7 +63,6 @@ class PostingsBuilder:
         self._numbers_P.extend([numbers.setdefault(term, len(numbers)) for term in counts])
         self._counts_P.extend(counts.values())
         self._distinct.append(len(counts))
-        self.lengths.append(len(terms))
 
     def finish(self) -> Postings:
         """The postings of all passages added, numbered from 0."""

@@ -77,7 +77,7 @@ def serve(reader: Reader, info: ModelInfo) -> Iterator[Callable[..., TestClient]
 def instant(batch: Sequence[Work], _stop: Callable[[], bool]) -> list[list[Found]]:
     """A runner that knows one answer to everything: nothing."""
     return [
-        [Found(question, (FoundAnswer("", 0.0, 1.0, None, ()),), (), None, None) for question in work.questions]
+        [Found(question, (FoundAnswer("", 0.0, 1.0, None, None, ()),), (), None, None) for question in work.questions]
         for work in batch
     ]
 

@@ -41,12 +41,14 @@ class QuestionAnswerer:
         tokenizer: Tokenizer,
         settings: QASettings,
         machine: Machine,
+        folder: Path | None = None,
     ) -> None:
         settings.windows.check(model.config.max_position_embeddings)
         self.model = model.to(machine.device).eval()
         self.tokenizer = tokenizer
         self.settings = settings
         self.machine = machine
+        self.folder = folder  # where the model lies, and its calibration with it
 
     @classmethod
     def load(
@@ -58,7 +60,7 @@ class QuestionAnswerer:
         """
         trained = load_trained(QATask, Path(folder), device=device, precision=precision, backend=backend)
         assert isinstance(trained.model, SpanBertForQuestionAnswering)
-        return cls(trained.model, trained.tokenizer, trained.task.settings, trained.machine)
+        return cls(trained.model, trained.tokenizer, trained.task.settings, trained.machine, trained.folder)
 
     def answer(self, question: str, context: str, *, n_best: int = 1) -> list[Answer]:
         """The `n_best` best answers, best first; contexts of any length. See `answers`."""

@@ -7,17 +7,25 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
+from finetune.retrieval.answer_documents import DocumentAnswerer, surer_than
+from finetune.retrieval.documents import Document, read_documents
+from finetune.retrieval.index import Index
 from finetune.retrieval.sentences import SENTENCE_REACH, sentence_around
+from finetune.retrieval.show_answers import answers_as_json, one_line, show_answers
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
-from spanbert.errors import UserError
+from spanbert.errors import UserError, note
 from spanbert.weights import qa_model_path
+
+READ_WHOLE = 3  # passages of a text that is read as a whole: it fits a window, or nearly
+PARSED = (".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".jsonl")
+Reply = Callable[[list[str]], None]
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,18 @@ class AskConfig:
     """Model or run folder; left out, the bundled model answers."""
     questions: Positional[tuple[str, ...]] = ()
     """Questions, each in quotation marks."""
-    context: Path | None = None
-    """Text file (UTF-8) to answer from; - reads it from standard input."""
+    context: UseAppendAction[tuple[Path, ...]] = ()
+    """File to answer from: text, Markdown, HTML, PDF, Word, JSON lines; - reads text from standard input. Can be given again."""
+    index: Path | None = None
+    """Answer from the documents of this index, which `spanbert index` made."""
     n_best: int = 3
     """Answers shown for each question."""
+    all: float | None = None
+    """Show every answer at least this sure, 0 to 1, instead of the best few; for a model with a calibration."""
+    passages: int = 5
+    """Passages read for each question, where a text is longer than one window of the model."""
+    read_all: bool = False
+    """Read the whole of one text and compare answers by their scores alone, whatever its length."""
     json: bool = False
     """One JSON object a question instead of text."""
     device: str = "auto"
@@ -67,10 +83,6 @@ def show(question: str, answers: list[Answer], context: str, colour: bool) -> st
     return "\n".join(lines)
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def as_json(question: str, answers: list[Answer], context: str) -> str:
     """The same for programs: offsets count characters of the context."""
     entries = []
@@ -90,10 +102,8 @@ def model_and_questions(config: AskConfig) -> tuple[Path, list[str]]:
     return qa_model_path(), words
 
 
-def read_context(path: Path | None) -> str:
-    """The text to answer from. Raises UserError when it is absent, not UTF-8, or blank."""
-    if path is None:
-        raise UserError("say what to answer from: --context FILE, or --context - for standard input.")
+def read_context(path: Path) -> str:
+    """A text to answer from. Raises UserError when it is absent, not UTF-8, or blank."""
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -104,6 +114,20 @@ def read_context(path: Path | None) -> str:
     if not text.strip():
         raise UserError(f"{path}: holds no text to answer from.")
     return text
+
+
+def read_contexts(paths: Sequence[Path]) -> list[Document]:
+    """The documents of some files: those of a kind that needs a reader by that, others as text. Raises UserError."""
+    documents = []
+    for path in paths:
+        if path.suffix.lower() in PARSED and path.is_file():
+            found, skipped = read_documents([path])
+            if skipped:
+                raise UserError(f"{skipped[0]}.")
+            documents += found
+        else:
+            documents.append(Document(str(path), path.name, read_context(path)))
+    return documents
 
 
 def typed_questions(prompt: str) -> Iterator[str]:
@@ -121,31 +145,35 @@ def typed_questions(prompt: str) -> Iterator[str]:
 
 def run_ask(config: AskConfig) -> None:
     """Print answers to the questions given, or to those typed."""
-    if config.n_best < 1:
-        raise UserError(f"--n-best {config.n_best}: give at least 1.")
+    check(config)
     folder, questions = model_and_questions(config)
-    context = read_context(config.context)
+    documents = read_contexts(config.context)
+    index = Index.of(documents) if config.index is None else Index.open(config.index)
     answerer = QuestionAnswerer.load(folder, device=config.device, precision=config.precision, backend=config.backend)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-    def reply(question: str, answers: list[Answer]) -> None:
-        print(as_json(question, answers, context) if config.json else show(question, answers, context, colour))
-
+    whole = config.index is None and len(documents) == 1 and (config.read_all or index.passages <= READ_WHOLE)
+    if config.read_all and not whole:
+        raise UserError("--read-all reads one text: give one --context.")
+    reply = (
+        whole_text(config, answerer, documents[0].text, colour)
+        if whole
+        else by_passages(config, answerer, index, colour)
+    )
     if questions:
-        for question, answers in zip(
-            questions, answerer.answers(questions, context, n_best=config.n_best), strict=True
-        ):
-            reply(question, answers)
+        reply(questions)
         return
-    if str(config.context) == "-":
+    if "-" in map(str, config.context):
         raise UserError("standard input is the context: give the questions on the command line.")
     interactive = sys.stdin.isatty()
     if interactive:
-        print(f"{len(context):,} characters read from {config.context}; type a question, or nothing to leave.")
+        amount = f"{index.passages:,} passages of {len(index.documents):,} documents"
+        if len(documents) == 1:
+            amount = f"{len(documents[0].text):,} characters read from {config.context[0]}"
+        print(f"{amount}; type a question, or nothing to leave.")
     asked = 0
     for question in typed_questions("? " if interactive else ""):
         try:
-            reply(question, answerer.answer(question, context, n_best=config.n_best))
+            reply([question])
         except UserError as error:
             if not interactive:
                 raise
@@ -153,3 +181,52 @@ def run_ask(config: AskConfig) -> None:
         asked += 1
     if not asked and not interactive:
         raise UserError("no question: give one on the command line, or one a line on standard input.")
+
+
+def check(config: AskConfig) -> None:
+    """UserError for options that make no sense together."""
+    for name, value in (("--n-best", config.n_best), ("--passages", config.passages)):
+        if value < 1:
+            raise UserError(f"{name} {value}: give at least 1.")
+    if config.all is not None and not 0 <= config.all <= 1:
+        raise UserError(f"--all {config.all}: give a confidence from 0 to 1.")
+    if not config.context and config.index is None:
+        raise UserError("say what to answer from: --context FILE, --context - for standard input, or --index INDEX.")
+    if config.context and config.index is not None:
+        raise UserError("give --context or --index, not both.")
+
+
+def whole_text(config: AskConfig, answerer: QuestionAnswerer, context: str, colour: bool) -> Reply:
+    """Prints answers from all windows of one text."""
+    if config.all is not None:
+        raise UserError("--all needs confidences, which answers from passages have: this text is read as a whole.")
+
+    def reply(questions: list[str]) -> None:
+        for question, answers in zip(
+            questions, answerer.answers(questions, context, n_best=config.n_best), strict=True
+        ):
+            print(as_json(question, answers, context) if config.json else show(question, answers, context, colour))
+
+    return reply
+
+
+def by_passages(config: AskConfig, answerer: QuestionAnswerer, index: Index, colour: bool) -> Reply:
+    """Prints answers from the passages that fit the question best."""
+    documents = DocumentAnswerer(answerer, index)
+    if config.all is not None and documents.calibration is None:
+        raise UserError(f"--all needs a calibration: spanbert calibrate {answerer.folder} FILE")
+    if not documents.can_decline:
+        note("this model always gives an answer: it was not trained on questions without one")
+
+    def reply(questions: list[str]) -> None:
+        n_best = config.n_best if config.all is None else sys.maxsize
+        for found in documents.answer(questions, n_best=n_best, passages=config.passages):
+            if config.all is not None:
+                found = surer_than(found, config.all)
+            if config.json:
+                print(answers_as_json(found))
+            else:
+                named = len(index.documents) > 1
+                print(show_answers(found, documents.calibration, named=named, colour=colour))
+
+    return reply

@@ -136,7 +136,9 @@ def test_colour_marks_the_answer() -> None:
 
 
 def test_the_command_prints_answer_sentence_and_runners_up(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    config = AskConfig(str(folder), ("Who?", "Where?"), context=folder.parent / "context.txt", n_best=3, device="cpu")
+    config = AskConfig(
+        str(folder), ("Who?", "Where?"), context=(folder.parent / "context.txt",), n_best=3, device="cpu"
+    )
     run_ask(config)
     lines = capsys.readouterr().out.splitlines()
     assert [lines[0], lines[5]] == ["Who?", "Where?"]
@@ -160,7 +162,7 @@ def test_no_answer_is_said(
     settings = replace(SETTINGS, null_allowed=True, null_threshold=-1e9)
     save_model(tmp_path / "model", make_model(), tokenizer, QATask(settings).model_config())
     (tmp_path / "context.txt").write_text(CONTEXT, encoding="utf-8")
-    config = AskConfig(str(tmp_path / "model"), ("Who?",), context=tmp_path / "context.txt", device="cpu")
+    config = AskConfig(str(tmp_path / "model"), ("Who?",), context=(tmp_path / "context.txt",), device="cpu")
     run_ask(config)
     assert "no answer in this text" in capsys.readouterr().out
     run_ask(replace(config, json=True))
@@ -173,7 +175,7 @@ def test_questions_one_a_line_from_standard_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n\nWhere?\n"))
-    run_ask(AskConfig(str(folder), context=folder.parent / "context.txt", json=True, device="cpu"))
+    run_ask(AskConfig(str(folder), context=(folder.parent / "context.txt",), json=True, device="cpu"))
     questions = [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()]
     assert questions == ["Who?", "Where?"]
 
@@ -182,7 +184,7 @@ def test_the_context_from_standard_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(CONTEXT.encode())))
-    run_ask(AskConfig(str(folder), ("Who?",), context=Path("-"), json=True, device="cpu"))
+    run_ask(AskConfig(str(folder), ("Who?",), context=(Path("-"),), json=True, device="cpu"))
     answer = json.loads(capsys.readouterr().out)["answers"][0]
     assert CONTEXT[answer["start"] : answer["end"]] == answer["text"]
 
@@ -215,7 +217,7 @@ def test_mistakes_are_one_sentence(
     config = AskConfig(
         str(folder) if model == "MODEL" else model,
         questions,
-        context=None if context is None else folder.parent / context,
+        context=() if context is None else (folder.parent / context,),
         device="cpu",
     )
     with pytest.raises(UserError, match=message):
