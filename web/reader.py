@@ -183,6 +183,7 @@ def _of_text(question: str, text: str, answers: Sequence[Answer]) -> Found:
             match=text[answer.start : answer.end],
             after=text[answer.end : high],
             sentence=text[low:high],
+            sentence_start=low,
             passage_rank=0,
             retrieval_score=0.0,
             reader_score=answer.score,

@@ -52,6 +52,7 @@ class PlaceOut(BaseModel):
     match: str = Field(description="The characters start … end themselves.")
     after: str = Field(description="The text just after it.")
     sentence: str = Field(description="The sentence around it.")
+    sentence_start: int = Field(description="First code point of that sentence.")
     document: str | None = Field(description="Id of the document; null where the request brought the text.")
     title: str | None
     section: str | None = Field(description="Page or heading.")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import socket
-from contextlib import closing
+from collections.abc import Sequence
 
 from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
 from web.config import Limits, ServeConfig
-from web.reader import load_reader
+from web.queue import Runner
+from web.reader import Found, Work, load_reader
+from web.workers import model_processes
 
 try:
     import uvicorn
@@ -30,20 +33,24 @@ def run_serve(config: ServeConfig) -> None:
     config.check()
     token = config.token()
     listening = listen(config.host, config.port)
-    with closing(listening):
+    with contextlib.closing(listening):
         folder = find_model(config.model or qa_model_path())
         reader = load_reader(
             folder, config.index, device=config.device, precision=config.precision, backend=config.backend
         )
         info = ModelInfo.of(folder, reader.answerer)
-        service = Service(info, [reader], reader.index, config.limits)
-        app = create_app(service, hosts=config.host_names(), token=token)
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        print(f"{info.name} ({info.fingerprint[:19]}…) answers at http://{shown}:{port}", flush=True)
-        for note in info.notes:
-            print(f"note: {note}", flush=True)
-        uvicorn.Server(uvicorn_settings(app, config.limits)).run([listening])
+        with contextlib.ExitStack() as stack:
+            runners: Sequence[Runner[Work, list[Found]]] = [reader]
+            if config.workers > 1:
+                runners = stack.enter_context(model_processes(reader, config.index, config.workers))
+            service = Service(info, runners, reader.index, config.limits)
+            app = create_app(service, hosts=config.host_names(), token=token)
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"{info.name} ({info.fingerprint[:19]}…) answers at http://{shown}:{port}", flush=True)
+            for note in info.notes:
+                print(f"note: {note}", flush=True)
+            uvicorn.Server(uvicorn_settings(app, config.limits)).run([listening])
 
 
 def uvicorn_settings(app: FastAPI, limits: Limits) -> uvicorn.Config:

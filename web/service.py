@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ class ModelInfo:
 
 def fingerprint(folder: Path) -> str:
     """``sha256:…`` over the names and contents of the files that answers depend on."""
-    import hashlib
+
 
     files = sorted({file for pattern in FINGERPRINTED for file in folder.glob(pattern)})
     lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)
@@ -212,6 +213,7 @@ def place_out(place: Place) -> PlaceOut:
         match=place.match,
         after=place.after,
         sentence=place.sentence,
+        sentence_start=place.sentence_start,
         document=place.document if searched else None,
         title=place.title if searched else None,
         section=place.section,
