@@ -139,11 +139,14 @@ def _read(recipe: Recipe, pipe: Connection) -> None:
             return
         if batch is None:
             continue
+        answer: object
         try:
-            pipe.send(reader(batch, pipe.poll))
+            answer = reader(batch, pipe.poll)
         except Stopped:
-            pipe.send(Stopped())
-        except (BrokenPipeError, ConnectionResetError):
-            return
+            answer = Stopped()
         except Exception as error:
-            pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+        try:
+            pipe.send(answer)
+        except OSError:  # the server is gone
+            return

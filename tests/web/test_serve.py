@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from spanbert.cli import main
 from spanbert.errors import UserError
 from tests.web.conftest import CANAL
 from web.config import Limits, ServeConfig
+from web.queue import Stopped
 from web.reader import Refused, Work
 from web.workers import ModelProcess, model_processes
 
@@ -91,16 +91,18 @@ def started(tmp_path) -> Iterator:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told_at_once(started, capsys):
     _, address = started()
     assert main(["serve", "--port", address.rpartition(":")[2]]) == 2
     assert "cannot listen" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_running(started):
     """The request that is being answered gets its answer, a new one gets none, and the status says SIGTERM."""
     process, address = started()
-    text = "Nothing of note happened on that day either. " * 600 + CANAL
+    text = "Nothing of note happened on that day either. " * 150 + CANAL
     results = []
     thread = threading.Thread(
         target=lambda: results.append(httpx2.post(f"{address}/v1/answers", json={**GOOD, "text": text}, timeout=120))
@@ -125,6 +127,7 @@ def processes(reader) -> Iterator[list[ModelProcess]]:
         yield started
 
 
+@pytest.mark.slow
 def test_model_processes_answer_as_the_model_does(processes, reader):
     work = [Work(("When was the canal opened?", "Who dug it?"), text=CANAL), Work(("why " * 70,), text=CANAL)]
     expected = reader(work, lambda: False)
@@ -134,6 +137,7 @@ def test_model_processes_answer_as_the_model_does(processes, reader):
         assert isinstance(found[1], Refused) and found[1].args == expected[1].args
 
 
+@pytest.mark.slow
 def test_model_processes_map_one_file(processes):
     """The weights are no process's own memory: both have the same file mapped."""
     for process in processes:
@@ -142,6 +146,7 @@ def test_model_processes_map_one_file(processes):
         assert "spanbert-serve-" in mapped and "model.safetensors" in mapped
 
 
+@pytest.mark.slow
 def test_a_model_process_that_dies_fails_its_batch_alone(processes):
     process = processes[0]
     work = [Work(("When was the canal opened?",), text=CANAL)]
@@ -151,16 +156,16 @@ def test_a_model_process_that_dies_fails_its_batch_alone(processes):
     assert found[0][0].answers[0].text == "17 November 1869"
 
 
+@pytest.mark.slow
 def test_a_model_process_stops_when_it_is_told(processes):
-    from web.queue import Stopped
-
     process = processes[1]
-    long = [Work(("When was it built?",) * 8, text="The bridge was built in 1894. " * 3000)]
+    long = [Work(("When was it built?",) * 8, text="The bridge was built in 1894. " * 300)]
     with pytest.raises(Stopped):
         process(long, lambda: True)
     assert process([Work(("When was the canal opened?",), text=CANAL)], lambda: False)[0][0].answers[0].text
 
 
+@pytest.mark.slow
 def test_workers_on_the_command_line(started):
     process, address = started("--workers", "2")
     responses = [httpx2.post(f"{address}/v1/answers", json=GOOD, timeout=120) for _ in range(3)]
