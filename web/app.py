@@ -64,7 +64,9 @@ def create_app(service: Service, *, hosts: frozenset[str], token: str | None = N
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        responses={"default": {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem (RFC 9457)"}},
+        responses={
+            "default": {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem (RFC 9457)"}
+        },
     )
     add_handlers(app)
     _add_questions(app, service)
@@ -128,7 +130,10 @@ def _add_questions(app: FastAPI, service: Service) -> None:
 def _add_documents(app: FastAPI, service: Service) -> None:
     store = service.documents
 
-    body = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    body = {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
 
     @app.post("/v1/documents", tags=["documents"], status_code=201, openapi_extra={"requestBody": body})
     async def upload(

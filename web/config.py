@@ -116,7 +116,9 @@ class ServeConfig:
     def host_names(self) -> frozenset[str]:
         """Names that the Host header may have, in lower case and without the port."""
         own = () if self.host in ("0.0.0.0", "::", "") else (self.host,)
-        return frozenset(name.lower().strip("[]") for name in ("localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts))
+        return frozenset(
+            name.lower().strip("[]") for name in ("localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts)
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -66,7 +66,12 @@ class Problem(Exception):
 
     def response(self) -> JSONResponse:
         status, title = KINDS[self.kind]
-        content: dict[str, Any] = {"type": f"/docs#{self.kind}", "title": title, "status": status, "detail": self.detail}
+        content: dict[str, Any] = {
+            "type": f"/docs#{self.kind}",
+            "title": title,
+            "status": status,
+            "detail": self.detail,
+        }
         if self.field is not None:
             content["field"] = self.field
         if self.errors:

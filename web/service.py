@@ -28,7 +28,14 @@ from web.queue import BatchQueue, Busy, Job, Runner, Stopped
 from web.reader import Found, FoundAnswer, Refused, Work
 from web.schemas import AnswerOut, AnswersResponse, ModelOut, PlaceOut, QuestionOut
 
-FINGERPRINTED = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt", "calibration.json")
+FINGERPRINTED = (
+    "config.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "tokenizer.json",
+    "vocab.txt",
+    "calibration.json",
+)
 BATCH_COST = 400_000  # characters read in one model call, about; a request that needs more is run alone
 SHARE = (
     "share is the model's weight on this answer among those it considered in this text. It says how far an answer is "
@@ -94,7 +101,6 @@ class ModelInfo:
 
 def fingerprint(folder: Path) -> str:
     """``sha256:…`` over the names and contents of the files that answers depend on."""
-
 
     files = sorted({file for pattern in FINGERPRINTED for file in folder.glob(pattern)})
     lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files)

@@ -141,7 +141,14 @@ def test_words_that_stand_twice_are_marked_where_the_answer_is(visit):
     assert page.locator("mark.chosen").count() == 1
 
 
-@pytest.mark.parametrize("before", ["\U0001f6a2\U0001f6f3\ufe0f ", "cafe\u0301 ", "\U0001d54f\U0001d550 e\u0301\u0302 \U0001f468\u200d\U0001f469\u200d\U0001f467 "])
+@pytest.mark.parametrize(
+    "before",
+    [
+        "\U0001f6a2\U0001f6f3\ufe0f ",
+        "cafe\u0301 ",
+        "\U0001d54f\U0001d550 e\u0301\u0302 \U0001f468\u200d\U0001f469\u200d\U0001f467 ",
+    ],
+)
 def test_emoji_and_accents_before_the_answer_do_not_shift_it(visit, before):
     text = before * 20 + "\n" + CANAL
     page = visit()
@@ -162,7 +169,10 @@ def test_nothing_that_was_read_is_run(visit):
     page = visit(index=[Document("evil", evil, f"{evil} The canal of Bob was opened in 1920. {evil}")])
     ask(page, f"{evil} {CANAL} {evil}", f"{evil} when was the canal opened?")
     assert evil in page.inner_text("#words") and evil in page.inner_text(".result h3")
-    page.set_input_files("#files", {"name": f"{evil.replace('/', '')}.txt", "mimeType": "text/plain", "buffer": evil.encode() + CANAL.encode()})
+    page.set_input_files(
+        "#files",
+        {"name": f"{evil.replace('/', '')}.txt", "mimeType": "text/plain", "buffer": evil.encode() + CANAL.encode()},
+    )
     page.wait_for_selector("#uploaded li")
     assert "<script>" in page.inner_text("#uploaded")
     page.check("input[value=index]", force=True)
@@ -239,7 +249,9 @@ def test_answers_are_copied_and_exported(visit, tmp_path):
     assert copied["answers"][0]["text"] == "17 November 1869" and copied["model"]["fingerprint"]
     for name, command in (("curl", ["sh", "-c"]), ("Python", [shutil.which("python3") or "python3", "-c"])):
         page.get_by_role("button", name=name, exact=True).click()
-        done = subprocess.run([*command, page.evaluate("navigator.clipboard.readText()")], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, page.evaluate("navigator.clipboard.readText()")], capture_output=True, text=True
+        )
         assert "17 November 1869" in done.stdout, done.stderr
     with page.expect_download() as download:
         page.click("#export")
@@ -293,7 +305,15 @@ def test_a_server_with_a_token_asks_for_it(visit):
 
 
 def test_a_telephone_shows_it_all(visit):
-    page = visit(view={"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "color_scheme": "dark", "is_mobile": True, "has_touch": True})
+    page = visit(
+        view={
+            "viewport": {"width": 390, "height": 844},
+            "device_scale_factor": 2,
+            "color_scheme": "dark",
+            "is_mobile": True,
+            "has_touch": True,
+        }
+    )
     page.click("#example")
     page.click("#ask")
     holds(page, "document.querySelectorAll('.result .foot').length === 4")

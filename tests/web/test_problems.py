@@ -66,7 +66,9 @@ def test_a_wrong_field_is_named(serve, change, kind, field):
 
 
 def test_all_wrong_fields_are_listed(serve):
-    found = problem(serve().post("/v1/answers", json={"questions": [], "text": CANAL, "n_best": 0}), "invalid", "questions")
+    found = problem(
+        serve().post("/v1/answers", json={"questions": [], "text": CANAL, "n_best": 0}), "invalid", "questions"
+    )
     assert [one["field"] for one in found["errors"]] == ["questions", "n_best"]
 
 
@@ -144,7 +146,11 @@ def test_other_paths_and_methods(serve):
     problem(client.get("/v1/answers"), "method")
     problem(client.get("/v1/index/documents/none"), "unknown-document")
     problem(serve().get("/v1/index/documents/none"), "no-index")
-    problem(client.post("/v1/answers", content=b"{}", headers={"content-type": "text/plain"}), "content-type", "Content-Type")
+    problem(
+        client.post("/v1/answers", content=b"{}", headers={"content-type": "text/plain"}),
+        "content-type",
+        "Content-Type",
+    )
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::2]:8000"])
@@ -168,7 +174,9 @@ def test_only_its_own_names_are_answered(serve, host):
 def test_pages_of_other_sites_are_refused(serve, headers, field):
     """Also for uploads, which a page may send without asking first."""
     client = serve()
-    problem(client.post("/v1/documents", params={"name": "a.txt"}, content=b"x y", headers=headers), "other-origin", field)
+    problem(
+        client.post("/v1/documents", params={"name": "a.txt"}, content=b"x y", headers=headers), "other-origin", field
+    )
     problem(client.post("/v1/answers", json=GOOD, headers=headers), "other-origin", field)
     response = client.post("/v1/answers", json=GOOD, headers={"origin": BASE, "sec-fetch-site": "same-origin"})
     assert response.status_code == 200
@@ -177,7 +185,12 @@ def test_pages_of_other_sites_are_refused(serve, headers, field):
 
 def test_a_token_is_asked_for(serve):
     client = serve(instant, token=TOKEN)
-    for wrong in ({}, {"authorization": f"Basic {TOKEN}"}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer é"}):
+    for wrong in (
+        {},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer é"},
+    ):
         for path in ("/v1/model", "/metrics", "/v1/documents", "/nowhere"):
             raw = {name: value.encode("latin-1") for name, value in wrong.items()}
             response = client.get(path, headers=raw)
@@ -344,7 +357,9 @@ def malformed(seed):
             case 1:
                 del body[place : place + draw.randint(1, 20)]
             case 2:
-                body[place:place] = draw.choice([b'"', b"{", b"]", b",", b"\x00", b"\xff", b"1e999", b"NaN", b"\\ud800"])
+                body[place:place] = draw.choice(
+                    [b'"', b"{", b"]", b",", b"\x00", b"\xff", b"1e999", b"NaN", b"\\ud800"]
+                )
             case 3:
                 body = body[: place + 1]
             case 4:
@@ -357,7 +372,9 @@ def hold_malformed(client, seeds):
     for seed in seeds:
         body = malformed(seed)
         response = client.post(
-            random.Random(seed).choice(["/v1/answers", "/v1/hf"]), content=body, headers={"content-type": "application/json"}
+            random.Random(seed).choice(["/v1/answers", "/v1/hf"]),
+            content=body,
+            headers={"content-type": "application/json"},
         )
         statuses.add(response.status_code)
         assert response.status_code in (200, 400, 422), (seed, body, response.text)
