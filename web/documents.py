@@ -6,7 +6,6 @@ import hashlib
 import threading
 from collections.abc import Sequence
 
-
 from finetune.retrieval.documents import Document, document_of_bytes
 from spanbert.errors import UserError
 from web.config import Limits

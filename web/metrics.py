@@ -56,9 +56,9 @@ class Metrics:
             yield f"# HELP spanbert_{name} {meaning}"
             yield f"# TYPE spanbert_{name} counter"
             yield f"spanbert_{name} {value}"
-        for name, value in gauges.items():
+        for name, number in gauges.items():
             yield f"# TYPE spanbert_{name} {'counter' if name.endswith('_total') else 'gauge'}"
-            yield f"spanbert_{name} {value:.10g}"
+            yield f"spanbert_{name} {number:.10g}"
 
 
 class Measured:

@@ -14,10 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 W = TypeVar("W")
 R = TypeVar("R")
+W_contra = TypeVar("W_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 log = logging.getLogger("web")
 
 
@@ -33,10 +36,10 @@ class Stopped(Exception):
     """Nobody waits any longer for the answer that was being made."""
 
 
-class Runner(Protocol[W, R]):
+class Runner(Protocol[W_contra, R_co]):
     """Answers a batch in order, each with a result or the exception that is its own; ends early when ``stop()``."""
 
-    def __call__(self, batch: Sequence[W], stop: Callable[[], bool], /) -> Sequence[R | Exception]: ...
+    def __call__(self, batch: Sequence[W_contra], stop: Callable[[], bool], /) -> Sequence[R_co | Exception]: ...
 
 
 @dataclass(eq=False)
@@ -131,7 +134,7 @@ class BatchQueue(Generic[W, R]):
             for job in jobs:
                 job.began, job.together = began, len(jobs)
             try:
-                results = runner([job.work for job in jobs], lambda jobs=jobs: all(job.abandoned for job in jobs))
+                results = runner([job.work for job in jobs], partial(_all_abandoned, jobs))
                 pairs = list(zip(jobs, results, strict=True))
             except Exception as error:
                 if not isinstance(error, Stopped):
@@ -148,3 +151,7 @@ class BatchQueue(Generic[W, R]):
                     job.future.set_exception(result)
                 else:
                     job.future.set_result(result)
+
+
+def _all_abandoned(jobs: Sequence[Job[W, R]]) -> bool:
+    return all(job.abandoned for job in jobs)

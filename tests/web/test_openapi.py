@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+pytest.importorskip("schemathesis", reason="needs schemathesis")
 
 import hypothesis
+import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.web.conftest import instant

@@ -12,17 +12,24 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+
+from playwright import sync_api as playwright
 
 from finetune.retrieval.documents import Document
 from tests.web.conftest import CANAL, INDEXED, instant
 from tests.web.test_problems import Held, in_background, until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 #: A folder for pictures of the page; they are only taken where it is named.
 PICTURES = os.environ.get("SPANBERT_PICTURES")
 
@@ -214,8 +221,7 @@ def test_the_index_is_asked(visit):
     page.click(".result:first-child .answer")
     holds(page, "document.getElementById('title').textContent === 'Canals'")
     assert page.inner_text("#section") == "page 2"
-    words, before = marked(page)
-    assert words == "17 November 1869" and page.locator("#words .part").count() == 2
+    assert marked(page)[0] == "17 November 1869" and page.locator("#words .part").count() == 2
     picture(page, "index")
 
 
