@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.browser
 pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
 
 from playwright import sync_api as playwright
@@ -20,6 +19,7 @@ from finetune.retrieval.documents import Document
 from tests.web.conftest import CANAL, INDEXED, instant
 from tests.web.test_problems import Held, in_background, until
 
+pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--headless",
