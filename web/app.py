@@ -194,16 +194,15 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def card() -> ModelCard:
         """The model: what it is, how good it is, what its scores mean, and the limits of this server."""
         sizes = None if index is None else {"documents": len(index.documents), "passages": index.passages}
-        return ModelCard(
-            **model.brief.model_dump(),
-            **model.settings,
-            parameters=model.parameters,
-            confidence=model.confidence,
-            calibration=model.calibration,
-            card=model.card,
-            index=sizes,
-            limits=dataclasses.asdict(service.limits),
-        )
+        more = {
+            "parameters": model.parameters,
+            "confidence": model.confidence,
+            "calibration": model.calibration,
+            "card": model.card,
+            "index": sizes,
+            "limits": dataclasses.asdict(service.limits),
+        }
+        return ModelCard.model_validate(model.brief.model_dump() | model.settings | more)
 
     @app.get("/healthz", tags=["server"], response_class=PlainTextResponse)
     async def health() -> str:

@@ -71,7 +71,9 @@ def _operation(path: str, verb: str, operation: Mapping[str, Any]) -> Iterator[s
     yield f'<h3><span class="verb">{verb.upper()}</span> <code>{escape(path)}</code></h3>'
     yield f"<p>{escape(operation.get('description', ''))}</p>"
     body = operation.get("requestBody", {}).get("content", {})
-    answer = next((one.get("content", {}) for code, one in operation["responses"].items() if code.startswith("2")), {})
+    answer: Mapping[str, Any] = next(
+        (one.get("content", {}) for code, one in operation["responses"].items() if code.startswith("2")), {}
+    )
     forms = [("takes", body), ("gives", answer)]
     told = [f"{word} {_kind(next(iter(content.values())).get('schema', {}))}" for word, content in forms if content]
     if told:

@@ -25,14 +25,16 @@ class AnswersRequest(Request):
 
     questions: list[Question] = Field(min_length=1, max_length=MOST_QUESTIONS, examples=[["When was it opened?"]])
     text: str | None = Field(
-        None, description="A text that is read whole.", examples=["The canal was opened on 17 November 1869."]
+        default=None, description="A text that is read whole.", examples=["The canal was opened on 17 November 1869."]
     )
     documents: list[str] | None = Field(
-        None, min_length=1, max_length=MOST_DOCUMENTS, description="Ids of uploaded documents."
+        default=None, min_length=1, max_length=MOST_DOCUMENTS, description="Ids of uploaded documents."
     )
-    index: Literal[True] | None = Field(None, description="true: the index that the server was started with.")
-    n_best: int = Field(3, ge=1, le=MOST_ANSWERS, description="Most answers for each question.")
-    passages: int = Field(5, ge=1, le=MOST_PASSAGES, description="Passages of documents or index that are read.")
+    index: Literal[True] | None = Field(default=None, description="true: the index that the server was started with.")
+    n_best: int = Field(default=3, ge=1, le=MOST_ANSWERS, description="Most answers for each question.")
+    passages: int = Field(
+        default=5, ge=1, le=MOST_PASSAGES, description="Passages of documents or index that are read."
+    )
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
@@ -106,7 +108,7 @@ class HubInputs(Request):
 class HubParameters(Request):
     """Those of Hugging Face's task that this server has; another value of the others is refused, not ignored."""
 
-    top_k: int = Field(1, ge=1, le=MOST_ANSWERS)
+    top_k: int = Field(default=1, ge=1, le=MOST_ANSWERS)
     handle_impossible_answer: bool = False
     doc_stride: int | None = None
     max_answer_len: int | None = None

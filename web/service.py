@@ -144,7 +144,8 @@ class Service:
         outcome = asyncio.wrap_future(job.future)
         gone = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({outcome, gone}, timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {outcome, gone}
+            await asyncio.wait(either, timeout=self.limits.deadline, return_when=asyncio.FIRST_COMPLETED)
             if outcome.done():
                 return job, outcome.result()
             waited_only = job.abandon()
@@ -169,8 +170,9 @@ class Service:
     def _index_numbers(self) -> dict[str, int]:
         assert self.index is not None
         documents = self.index.documents
-        stored = documents.records() if isinstance(documents, StoredDocuments) else documents  # without their texts
-        return {document.id: number for number, document in enumerate(stored)}
+        if isinstance(documents, StoredDocuments):  # without reading their texts
+            return {record.id: number for number, record in enumerate(documents.records())}
+        return {document.id: number for number, document in enumerate(documents)}
 
     def index_document(self, number: str) -> Document:
         """Raises Problem when the server has no index, or that has no such document."""
