@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 from finetune.retrieval.documents import Document
 from finetune.retrieval.merge_postings import open_postings
 from finetune.retrieval.passages import document_passages
-from finetune.retrieval.postings import Postings, PostingsBuilder, bm25
+from finetune.retrieval.postings import Postings, PostingsBuilder, saturations, search_postings
 from finetune.retrieval.store import StoredDocuments, generation_of, open_table
 from finetune.retrieval.table import PassageTable
 from finetune.retrieval.terms import terms
@@ -57,7 +58,6 @@ class Index:
         self.documents = documents
         self.table = table
         self.postings = postings
-        self.mean_length = float(np.mean(table.length_N)) if len(table) else 1.0
 
     @classmethod
     def of(cls, documents: Sequence[Document]) -> Index:
@@ -90,16 +90,14 @@ class Index:
     def passages(self) -> int:
         return len(self.table)
 
+    @cached_property
+    def _saturation_N(self) -> np.ndarray:
+        return saturations(self.table.length_N)
+
     def search(self, question: str, k: int) -> list[Hit]:
         """The k best passages by BM25, best first; those without a term of the question are not among them."""
-        scores_N = bm25(self.postings, self.table.length_N, self.mean_length, terms(question))
-        k = min(k, len(scores_N))
-        if k < 1:
-            return []
-        worst = np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k]
-        chosen = np.flatnonzero((scores_N >= worst) & (scores_N > 0))
-        chosen = chosen[np.argsort(-scores_N[chosen], kind="stable")][:k]
-        return [self._hit(int(number), float(scores_N[number]), rank) for rank, number in enumerate(chosen, 1)]
+        best, scores = search_postings(self.postings, self._saturation_N, terms(question), k)
+        return [self._hit(int(number), float(scores[rank - 1]), rank) for rank, number in enumerate(best, 1)]
 
     def passage(self, number: int) -> Hit:
         return self._hit(number, 0.0, number + 1)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 K1 = 1.2  # how soon more of the same word stops to count
+BLOCK = 512  # scores of which the largest is looked at first
+MANY = 0.02  # share of all passages above which a term is looked up for the passages in question only
+ROUNDING = 1e-3  # of float32 sums
 B = 0.75  # how much a passage's length is taken into account
 
 
@@ -79,19 +82,60 @@ class PostingsBuilder:
         return Postings(keys[order_K], bounds, passages_P, counts_P)
 
 
-def bm25(postings: Postings, lengths_N: np.ndarray, mean_length: float, query: Iterable[str]) -> np.ndarray:
-    """(N,) float32 scores of all passages for the terms of a query, each counted as often as it stands there.
+def saturations(lengths_N: np.ndarray) -> np.ndarray:
+    """(N,) float32: the count at which a term gives half of what it can, k₁ (1 − b + b · length ÷ mean length)."""
+    lengths = lengths_N.astype(np.float32)
+    mean = float(lengths.mean(dtype=np.float64)) if len(lengths) else 1.0
+    return np.float32(K1) * (np.float32(1 - B) + np.float32(B / mean) * lengths)
+
+
+def search_postings(
+    postings: Postings, saturation_N: np.ndarray, query: Iterable[str], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best passages by BM25 and their scores, best first, each term counted as often as it stands in the query.
 
     Robertson & Zaragoza 2009 with Lucene's two simplifications: the idf log(1 + (N − n + ½) / (n + ½)), never negative,
-    and no factor k₁ + 1.
+    and no factor k₁ + 1. A term gives at most its idf. So rare terms come first, and once a passage cannot reach the
+    k best any more, whatever the terms left give it, it is left out (Turtle & Flood 1995, MaxScore): the words that
+    stand nearly everywhere are looked up for few passages only.
     """
-    scores_N = np.zeros(len(lengths_N), dtype=np.float32)
+    scores_N = np.zeros(len(saturation_N), dtype=np.float32)
+    found = []
     for term, times in Counter(query).items():
         passages, counts = postings.of(term)
-        if not len(passages):
-            continue
-        idf = math.log(1 + (len(lengths_N) - len(passages) + 0.5) / (len(passages) + 0.5))
-        frequency = counts.astype(np.float32)
-        saturation = np.float32(K1) * (np.float32(1 - B) + np.float32(B / mean_length) * lengths_N[passages])
-        scores_N[passages] += np.float32(times * idf) * frequency / (frequency + saturation)
-    return scores_N
+        idf = math.log(1 + (len(scores_N) - len(passages) + 0.5) / (len(passages) + 0.5))
+        found.append((times * idf, passages, counts))
+    found.sort(key=lambda one: len(one[1]))
+    left = sum(weight for weight, _, _ in found)
+    alive_N: np.ndarray | None = None
+    for weight, passages, counts in found:
+        if alive_N is None and len(passages) > MANY * len(scores_N):
+            least = kth_bound(scores_N, k) - left - ROUNDING
+            alive_N = scores_N >= least if least > 0 else None
+        if alive_N is not None:
+            kept = np.flatnonzero(alive_N[passages])
+            passages, counts = passages[kept], counts[kept]
+        part = counts.astype(np.float32)
+        part /= saturation_N[passages] + part
+        part *= np.float32(weight)
+        scores_N[passages] += part
+        left -= weight
+    best = best_places(scores_N, k)
+    return best, scores_N[best]
+
+
+def kth_bound(scores_N: np.ndarray, k: int) -> float:
+    """A number that at least k scores reach: the k-th largest of the maxima of blocks; 0 where there are fewer blocks."""
+    starts = np.arange(0, len(scores_N), BLOCK)
+    if not 0 < k <= len(starts):
+        return 0.0
+    return float(np.partition(np.maximum.reduceat(scores_N, starts), len(starts) - k)[len(starts) - k])
+
+
+def best_places(scores_N: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k largest scores above 0, largest first, equal ones in order; fewer where there are fewer."""
+    if k < 1:
+        return np.zeros(0, dtype=np.int64)
+    bound = kth_bound(scores_N, k)
+    chosen = np.flatnonzero(scores_N >= bound if bound > 0 else scores_N > 0)
+    return chosen[np.argsort(-scores_N[chosen], kind="stable")][:k]

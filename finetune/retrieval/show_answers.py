@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 from finetune.retrieval.answer_documents import DocumentAnswer, DocumentAnswers, Place
 from finetune.retrieval.confidence import Calibration
@@ -47,7 +48,7 @@ def answers_as_json(found: DocumentAnswers) -> str:
         entry = {"text": answer.text, "start": start, "end": end, "score": answer.score}
         entry |= {"confidence": answer.confidence, "sentence": sentence}
         entries.append(entry | {"places": [asdict(one) for one in answer.places]})
-    content = {"question": found.question, "answer": found.answers[0].text, "answers": entries}
+    content: dict[str, Any] = {"question": found.question, "answer": found.answers[0].text, "answers": entries}
     content |= {"passages_read": found.passages_read, "passages": found.passages, "words": list(found.words)}
     return json.dumps(content, ensure_ascii=False)
 

@@ -109,7 +109,7 @@ class QuestionAnsweringPipeline:
             for begin, last, score in zip(begins + first, lasts + first, scores, strict=True):
                 place = self._characters(windows, int(begin), int(last), options.align_to_words)
                 spans[place] = max(spans.get(place, 0.0), float(np.exp(score)))
-        found = [
+        found: list[Result] = [
             {"score": score, "start": start, "end": end, "answer": context[start:end]}
             for (start, end), score in spans.items()
         ]

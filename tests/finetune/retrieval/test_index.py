@@ -8,12 +8,12 @@ import bm25s
 import numpy as np
 import pytest
 
-from finetune.retrieval import build, merge_postings
+from finetune.retrieval import build, merge_postings, postings
 from finetune.retrieval.build import IndexConfig, run_index, update_index
 from finetune.retrieval.documents import Document, Section
 from finetune.retrieval.index import Index
 from finetune.retrieval.passages import document_passages
-from finetune.retrieval.postings import K1, B
+from finetune.retrieval.postings import K1, B, best_places
 from finetune.retrieval.terms import terms
 from spanbert.cli import main
 from spanbert.errors import UserError
@@ -73,12 +73,43 @@ def test_scores_are_those_of_bm25s(documents: list[Document]) -> None:
         np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][: len(hits)], rtol=1e-5)
 
 
+def test_leaving_out_what_cannot_win_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same search that looks at every passage: few words, so that most terms stand in most passages."""
+    monkeypatch.setattr(postings, "BLOCK", 4)
+    index = Index.of([Document(f"d{n}", "", invented(n, 30)) for n in range(60)])
+    rng = np.random.default_rng(0)
+    left_out = 0
+    for _ in range(60):
+        question = " ".join(rng.choice(WORDS, rng.integers(1, 7)))
+        k = int(rng.integers(1, 6))
+        monkeypatch.setattr(postings, "MANY", 0.02)
+        quick = index.search(question, k)
+        quick_scores = quick and quick[-1].score
+        monkeypatch.setattr(postings, "MANY", 2.0)
+        every = index.search(question, index.passages)
+        np.testing.assert_allclose([h.score for h in quick], [h.score for h in every[:k]], rtol=1e-5)
+        left_out += sum(h.score < (quick_scores or 0) for h in every)
+    assert left_out > 1000
+
+
 def test_only_passages_with_a_word_of_the_question_are_hits() -> None:
     index = Index.of([Document("a", "", "The key."), Document("b", "", "A bell."), Document("c", "", "Bell, bell!")])
     assert [hit.document for hit in index.search("bell", 5)] == [2, 1]
     assert index.search("tower", 5) == []
     assert index.search("bell", 0) == []
     assert Index.of([]).search("bell", 5) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 5000, 20_000])
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_the_best_are_those_of_a_full_sort(size: int, k: int) -> None:
+    """With many equal scores and zeros; the places of equal ones ascend."""
+    rng = np.random.default_rng(size + k)
+    scores = np.maximum(rng.integers(-20, 12, size), 0).astype(np.float32)
+    expected = [place for place in np.argsort(-scores, kind="stable")[:k] if scores[place] > 0]
+    assert best_places(scores, k).tolist() == expected
+    sparse = np.where(np.arange(size) == size // 2, scores + 1, 0).astype(np.float32)
+    assert best_places(sparse, k).tolist() == [size // 2][: min(size, 1)]
 
 
 def test_a_title_finds_all_passages_of_its_document() -> None:
