@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 # torch comes first: an unpinned one would pull gigabytes of CUDA packages
 TORCH  ?= torch==2.13.0
 
-.PHONY: help setup demo test test-slow lint format gpu bench-masking ablation clean
+.PHONY: help setup demo test test-slow test-browser lint format gpu bench-masking ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ test: setup  ## the fast tests: under 10 minutes on 2 cores
 
 test-slow: setup  ## every test that needs no GPU: what runs every night
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-browser: setup  ## the pages in a real browser (Debian: apt-get install chromium)
+	$(BIN)/python -m pytest -m browser
 
 lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.retrieval.answer_documents import DocumentAnswer, DocumentAnswers, Place
 from finetune.retrieval.confidence import Calibration
+from spanbert.terminal import colour as colour_code
 
 PLACES_NAMED = 4
 
@@ -71,7 +72,7 @@ def _where(place: Place, named: bool) -> str:
 
 def _marked(place: Place, colour: bool) -> str:
     """The sentence with the answer in colour, or between » and «."""
-    on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("»", "«")
+    on, off = (colour_code("1;32"), colour_code("0")) if colour else ("»", "«")
     low = place.start - place.sentence_start
     high = low + len(place.match)
     return one_line(f"{place.sentence[:low]}{on}{place.match}{off}{place.sentence[high:]}")

@@ -1,0 +1,172 @@
+"""The command itself: what it refuses to start with, what a signal does to it, and model processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from spanbert.cli import main
+from spanbert.errors import UserError
+from tests.web.conftest import CANAL
+from tests.web.test_problems import in_background
+from web.config import Limits, ServeConfig
+from web.queue import Stopped
+from web.reader import Refused, Work
+from web.workers import ModelProcess, model_processes
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"questions": ["When was the canal opened?"], "text": CANAL}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"host": "0.0.0.0"}, "token"),
+        ({"host": "192.168.1.5"}, "token"),
+        ({"host": "example.org"}, "token"),
+        ({"port": 70000}, "port"),
+        ({"workers": 0}, "workers"),
+        ({"limits": Limits(deadline=0)}, "deadline"),
+        ({"limits": Limits(deadline=float("nan"))}, "deadline"),
+        ({"token_file": Path("/nowhere/token")}, "token-file"),
+    ],
+)
+def test_what_it_does_not_start_with(monkeypatch, options, words):
+    monkeypatch.delenv("SPANBERT_TOKEN", raising=False)
+    with pytest.raises(UserError, match=words):
+        config = ServeConfig(**options)
+        config.check()
+        config.token()
+
+
+@pytest.mark.parametrize("token", ["", "short", "x" * 15, "with some spaces in it", "tök" * 10])
+def test_weak_tokens_are_refused(monkeypatch, token):
+    monkeypatch.setenv("SPANBERT_TOKEN", token)
+    with pytest.raises(UserError, match="at least 16"):
+        ServeConfig(host="0.0.0.0").check()
+
+
+def test_a_token_lets_it_listen_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.delenv("SPANBERT_TOKEN", raising=False)
+    (tmp_path / "token").write_text("correct-horse-battery\n")
+    config = ServeConfig(host="0.0.0.0", token_file=tmp_path / "token", allowed_hosts=("Qa.Example.org",))
+    config.check()
+    assert config.token() == "correct-horse-battery"
+    assert config.host_names() == {"127.0.0.1", "::1", "localhost", "qa.example.org"}
+
+
+def test_the_command_line_refuses(monkeypatch, capsys):
+    monkeypatch.delenv("SPANBERT_TOKEN", raising=False)
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "--token-file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def started(tmp_path) -> Iterator:
+    """started(arguments …) → (process, address), from `spanbert serve` in a process of its own."""
+    running = []
+
+    def make(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "spanbert", "serve", "--port", "0", *arguments]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        running.append(process)
+        line = process.stdout.readline()
+        address = re.search(r"http://\S+", line)
+        assert address, line + process.stdout.read()
+        return process, address.group()
+
+    yield make
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_told_at_once(started, capsys):
+    _, address = started()
+    assert main(["serve", "--port", address.rpartition(":")[2]]) == 2
+    assert "cannot listen" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_is_running(started):
+    """The request that is being answered gets its answer, a new one gets none, and the status says SIGTERM."""
+    process, address = started()
+    body = {**GOOD, "text": "Nothing of note happened on that day either. " * 150 + CANAL}
+    thread, results = in_background(httpx2.post, f"{address}/v1/answers", json=body, timeout=120)
+    time.sleep(0.5)
+    assert thread.is_alive(), "it has to be running when the signal comes: make the text longer"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises(httpx2.TransportError):
+        httpx2.post(f"{address}/v1/answers", json=GOOD)
+    thread.join()
+    assert results[0].status_code == 200 and results[0].json()["results"][0]["answers"]
+    assert process.wait(30) == -signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def processes(reader) -> Iterator[list[ModelProcess]]:
+    with model_processes(reader, None, 2) as started:
+        yield started
+
+
+@pytest.mark.slow
+def test_model_processes_answer_as_the_model_does(processes, reader):
+    work = [Work(("When was the canal opened?", "Who dug it?"), text=CANAL), Work(("why " * 70,), text=CANAL)]
+    expected = reader(work, lambda: False)
+    for process in processes:
+        found = process(work, lambda: False)
+        assert found[0] == expected[0]
+        assert isinstance(found[1], Refused) and found[1].args == expected[1].args
+
+
+@pytest.mark.slow
+def test_model_processes_map_one_file(processes):
+    """The weights are no process's own memory: both have the same file mapped."""
+    for process in processes:
+        process([Work(("Who?",), text=CANAL)], lambda: False)
+        mapped = Path(f"/proc/{process.pid}/maps").read_text()
+        assert "spanbert-serve-" in mapped and "model.safetensors" in mapped
+
+
+@pytest.mark.slow
+def test_a_model_process_that_dies_fails_its_batch_alone(processes):
+    process = processes[0]
+    work = [Work(("When was the canal opened?",), text=CANAL)]
+    os.kill(process.pid, signal.SIGKILL)
+    with contextlib.suppress(RuntimeError):  # the batch that it dies on fails, if it was not seen to be dead before
+        process(work, lambda: False)
+    found = process(work, lambda: False)
+    assert found[0][0].answers[0].text == "17 November 1869"
+
+
+@pytest.mark.slow
+def test_a_model_process_stops_when_it_is_told(processes):
+    process = processes[1]
+    long = [Work(("When was it built?",) * 8, text="The bridge was built in 1894. " * 300)]
+    with pytest.raises(Stopped):
+        process(long, lambda: True)
+    assert process([Work(("When was the canal opened?",), text=CANAL)], lambda: False)[0][0].answers[0].text
+
+
+@pytest.mark.slow
+def test_workers_on_the_command_line(started):
+    process, address = started("--workers", "2")
+    responses = [httpx2.post(f"{address}/v1/answers", json=GOOD, timeout=120) for _ in range(3)]
+    assert [one.json()["results"][0]["answers"][0]["text"] for one in responses] == ["17 November 1869"] * 3
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130

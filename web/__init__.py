@@ -1,0 +1,1 @@
+"""The local server: questions over HTTP, and a page to ask them on."""

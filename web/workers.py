@@ -1,0 +1,152 @@
+"""Model processes: each reads for one thread of the queue, over weights and index that are memory-mapped once for all.
+
+The server's process keeps documents, queue and counters, so that every request sees the same ones; a model process is given
+a batch through a pipe and gives back its answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune.predict import Machine
+from finetune.retrieval.index import Index
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.task import QASettings
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.tokenizer.wordpiece import Tokenizer
+from web.queue import Stopped
+from web.reader import Found, Reader, Work
+
+POLL = 0.05  # seconds between two looks at whether a batch is still wanted
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a process needs to read as the first one does."""
+
+    weights: Path
+    folder: Path
+    index: Path | None
+    config: EncoderConfig
+    backend: str
+    settings: QASettings
+    machine: Machine
+    threads: int
+
+    def reader(self) -> Reader:
+        """The model over the mapped weights: no process has a copy of its own on a CPU."""
+        torch.set_num_threads(self.threads)
+        with torch.device("meta"):
+            model = SpanBertForQuestionAnswering(self.config, self.backend)
+        model.load_state_dict(load_file(self.weights), assign=True)
+        model.requires_grad_(False)
+        tokenizer = Tokenizer.load(self.folder)
+        answerer = QuestionAnswerer(model, tokenizer, self.settings, self.machine, self.folder)
+        return Reader(answerer, None if self.index is None else Index.open(self.index))
+
+
+@contextlib.contextmanager
+def model_processes(reader: Reader, index: Path | None, count: int) -> Iterator[list[ModelProcess]]:
+    """``count`` processes that read as ``reader`` does; they end with the block."""
+    answerer = reader.answerer
+    assert answerer.folder is not None
+    with tempfile.TemporaryDirectory(prefix="spanbert-serve-") as folder:
+        weights = Path(folder) / "model.safetensors"
+        save_file({name: tensor.cpu().contiguous() for name, tensor in answerer.model.state_dict().items()}, weights)
+        recipe = Recipe(
+            weights=weights,
+            folder=answerer.folder,
+            index=index,
+            config=answerer.model.config,
+            backend=answerer.model.encoder.backend,
+            settings=answerer.settings,
+            machine=answerer.machine,
+            threads=max(1, len(os.sched_getaffinity(0)) // count),
+        )
+        processes = [ModelProcess(recipe) for _ in range(count)]
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.end()
+
+
+class ModelProcess:
+    """A runner for ``BatchQueue``: one process, which is started again when it dies."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._start()
+
+    def __call__(self, batch: Sequence[Work], stop: Callable[[], bool]) -> list[list[Found] | Exception]:
+        """As ``Reader``. A process that dies on a batch fails that batch alone."""
+        if not self._process.is_alive():
+            self._start()
+        asked_to_stop = False
+        try:
+            self._pipe.send(list(batch))
+            while not self._pipe.poll(POLL):
+                if not asked_to_stop and stop():
+                    self._pipe.send(None)
+                    asked_to_stop = True
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self.end()
+            raise RuntimeError(f"a model process died with status {self._process.exitcode}") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that another thread holds
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_read, args=(self.recipe, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+
+def _read(recipe: Recipe, pipe: Connection) -> None:
+    """The process's life: a batch, its answers, until the pipe is closed. None asks to stop, and may come too late."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the server says when it is over
+    reader = recipe.reader()
+    while True:
+        try:
+            batch = pipe.recv()
+        except (EOFError, OSError):
+            return
+        if batch is None:
+            continue
+        answer: object
+        try:
+            answer = reader(batch, pipe.poll)
+        except Stopped:
+            answer = Stopped()
+        except Exception as error:
+            answer = RuntimeError(f"{type(error).__name__}: {error}")
+        try:
+            pipe.send(answer)
+        except OSError:  # the server is gone
+            return
