@@ -59,7 +59,7 @@ class Features(Protocol):
         ...
 
     def labels(self, windows: np.ndarray) -> np.ndarray:
-        """What ``Task.loss`` compares these windows with, one row each."""
+        """What ``Task.loss`` compares these windows with: a row for each, or for each token of ``packed(windows)``."""
         ...
 
     def count(self, windows: np.ndarray) -> int:
