@@ -102,6 +102,10 @@ class Task(Protocol):
         """What ``model`` takes beside the shape of the encoder, such as ``num_labels``."""
         ...
 
+    def new_tokens(self) -> Sequence[str]:
+        """Tokens that the vocabulary needs beside its own, such as markers: rows are added for those it lacks."""
+        ...
+
     def model_config(self) -> dict[str, Any]:
         """Keys for config.json: the settings under ``name``, and what other programs look for."""
         ...

@@ -73,6 +73,9 @@ class ClassifyTask:
     def head(self) -> dict[str, Any]:
         return {"num_labels": len(self.settings.labels)}
 
+    def new_tokens(self) -> tuple[str, ...]:
+        return ()
+
     def model_config(self) -> dict[str, Any]:
         labels = self.settings.labels
         return {

@@ -48,6 +48,7 @@ class NerTask:
     name: ClassVar[str] = "ner"
     noun: ClassVar[str] = "sentences"
     model: ClassVar[type[SpanBertModel]] = SpanBertForTokenClassification
+    main_metric: ClassVar[str] = "f1"
 
     settings: NerSettings = field(default_factory=NerSettings)
 
@@ -80,6 +81,9 @@ class NerTask:
 
     def head(self) -> dict[str, Any]:
         return {"num_labels": len(self.settings.labels)}
+
+    def new_tokens(self) -> tuple[str, ...]:
+        return ()
 
     def model_config(self) -> dict[str, Any]:
         labels = self.settings.labels
