@@ -166,7 +166,7 @@ class Task(Protocol):
         """The metrics as lines for people."""
         ...
 
-    def files(self, features: Any, predictions: Sequence[Any]) -> dict[str, str]:
+    def files(self, features: Any, predictions: Sequence[Any]) -> Mapping[str, str | bytes]:
         """Name → content of the files that an evaluation leaves beside metrics.json."""
         ...
 

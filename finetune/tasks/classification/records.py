@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, need, need_text, readable
+from finetune.tasks.classification.targets import SEPARATOR, Problem, check_label, labels_of
 from spanbert.errors import UserError
 
 STDIN = Path("-")
@@ -29,6 +30,8 @@ class LabelledText:
     line: int  # from 1
     text: str
     label: str | None
+    other: str | None = None
+    """The second text of a pair."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Columns:
 
     text: str = "text"
     label: str = "label"
+    text_pair: str = ""
+    """Of the second text; "" where texts are single."""
 
 
 @dataclass
@@ -45,10 +50,13 @@ class TextFile:
 
     texts: list[LabelledText]
     report: RecordReport
+    problem: Problem = "single"
 
     def labels(self) -> list[str]:
         """Every label that occurs, in order: numbers by their value, then words by the alphabet."""
-        found = {text.label for text in self.texts if text.label is not None}
+        found = {
+            label for text in self.texts if text.label is not None for label in labels_of(text.label, self.problem)
+        }
         return sorted(found, key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
 
     def summary(self) -> str:
@@ -61,7 +69,9 @@ class TextFile:
         return replace(self, texts=self.texts[:limit])
 
 
-def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = ()) -> TextFile:
+def read_texts(
+    path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = (), problem: Problem = "single"
+) -> TextFile:
     """The texts of ``path``, or of standard input for ``-``.
 
     known: labels there may be; empty when any will do. Raises UserError for a file without the columns or without a
@@ -79,14 +89,15 @@ def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str,
     for text in texts:
         try:
             check_text(text.text, columns.text)
-            if purpose != "predict" and known and text.label not in known:
-                raise MalformedRecord("unknown label", f"{text.label!r}; the model knows {', '.join(known)}")
+            if text.other is not None:
+                check_text(text.other, columns.text_pair)
+            check_label(text.label, problem, known)
         except MalformedRecord as error:
             report.malformed(f"line {text.line}", error)
             continue
         kept.append(text)
     report.examples = len(kept)
-    found = TextFile(kept, report)
+    found = TextFile(kept, report, problem)
     if not kept:
         raise UserError(f"{path}: holds no usable text. {found.summary()}.")
     return found
@@ -109,20 +120,35 @@ def _read(
     if lines and lines[0][1].lstrip().startswith("{"):
         return list(_json_lines(lines, labelled, columns, report))
     if not labelled:
-        return [LabelledText(number, line, None) for number, line in lines]
+        return list(_texts(lines, columns, report))
+    if columns.text_pair:
+        raise UserError(f"{path}: lines of `label text` hold no pairs: give a table or JSON lines.")
     return list(_label_first(lines, report))
+
+
+def _texts(lines: list[tuple[int, str]], columns: Columns, report: RecordReport) -> Iterator[LabelledText]:
+    """Lines to predict: a text each, or the two of a pair with a tab between them."""
+    for number, line in lines:
+        if not columns.text_pair:
+            yield LabelledText(number, line, None)
+            continue
+        text, tab, other = line.partition("\t")
+        if not tab:
+            report.malformed(f"line {number}", MalformedRecord("one text of a pair", "expected two with a tab between"))
+            continue
+        yield LabelledText(number, text, None, other)
 
 
 def _table(
     path: Path, rows: Iterator[list[str]], labelled: bool, columns: Columns, report: RecordReport
 ) -> Iterator[LabelledText]:
     header = next(rows, [])
-    wanted = [columns.text, columns.label] if labelled else [columns.text]
+    wanted = [columns.text] + [columns.text_pair] * bool(columns.text_pair) + [columns.label] * labelled
     missing = [name for name in wanted if name not in header]
     if missing:
         raise UserError(
             f'{path}: has no column "{missing[0]}", only {", ".join(header) or "an empty first line"}; name the columns '
-            "with --text and --label."
+            "with --text, --text-pair and --label."
         )
     for number, row in enumerate(rows, 2):
         if not any(row):
@@ -132,7 +158,8 @@ def _table(
             report.malformed(f"line {number}", error)
             continue
         fields = dict(zip(header, row, strict=True))
-        yield LabelledText(number, fields[columns.text], fields[columns.label].strip() if labelled else None)
+        label, other = fields[columns.label].strip() if labelled else None, fields.get(columns.text_pair)
+        yield LabelledText(number, fields[columns.text], label, other if columns.text_pair else None)
 
 
 def _json_lines(
@@ -142,7 +169,8 @@ def _json_lines(
         try:
             entry = json.loads(line)
             text = need_text(entry, columns.text)
-            yield LabelledText(number, text, _json_label(entry, columns.label) if labelled else None)
+            other = need_text(entry, columns.text_pair) if columns.text_pair else None
+            yield LabelledText(number, text, _json_label(entry, columns.label) if labelled else None, other)
         except json.JSONDecodeError:
             report.malformed(f"line {number}", MalformedRecord("line is not valid JSON"))
         except MalformedRecord as error:
@@ -151,6 +179,10 @@ def _json_lines(
 
 def _json_label(entry: dict[str, Any], key: str) -> str:
     value = need(entry, key, object)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list) and all(isinstance(one, str) and SEPARATOR not in one for one in value):
+        return SEPARATOR.join(value)
     if not isinstance(value, str | int) or value == "":
         raise MalformedRecord("field of the wrong type", f'"{key}" is {type(value).__name__}')
     return str(value)

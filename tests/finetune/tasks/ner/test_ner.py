@@ -133,7 +133,7 @@ BROKEN = [
     ("t.jsonl", '{"text": "Ann Lee", "label": [[0, 7, "PER"], [4, 7, "PER"]]}\n', "line 1: entities that overlap: PER at 4"),
     ("t.jsonl", '{"text": "Ann", "label": [[0, 3, " "]]}\n', "line 1: empty class"),
     ("t.jsonl", '{"text": "Ann", "label": [["a", 3, "PER"]]}\n', "line 1: field of the wrong type"),
-    ("t.jsonl", '{"text": "Ann"}\n', 'line 1: missing field: "spans"'),
+    ("t.jsonl", '{"text": "Ann"}\n', 'line 1: missing field:? "spans"'),
     ("t.jsonl", '{"tokens": ["Ann"], "tags": ["O", "O"]}\n', "line 1: another number of tags: 2 for 1"),
     ("t.jsonl", '{"tokens": ["Ann"], "ner_tags": [3]}\n', "line 1: tags without names"),
     ("t.jsonl", "{broken\n", "line 1: line is not valid JSON"),
