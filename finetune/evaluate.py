@@ -52,7 +52,7 @@ def evaluate(
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     """metrics.json and the task's own files → their names."""
-    contents = evaluation.task.files(evaluation.features, evaluation.predictions)
+    contents = dict(evaluation.task.files(evaluation.features, evaluation.predictions))
     contents["metrics.json"] = json.dumps(evaluation.metrics, ensure_ascii=False, indent=1) + "\n"
     for name, content in contents.items():
         write_atomic(folder / name, content)

@@ -78,6 +78,7 @@ def prepare(task: Task, config: FinetuneConfig, group: Group, checkpoint: Path |
         head=task.head(),
         checkpoint=None if needs_start else checkpoint,
         lowercase=config.lowercase,
+        new_tokens=task.new_tokens(),
     )
     if checkpoint is None:
         group.print_main(f"starting from {found or f'random weights: {config.size}'}")

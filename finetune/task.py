@@ -59,7 +59,7 @@ class Features(Protocol):
         ...
 
     def labels(self, windows: np.ndarray) -> np.ndarray:
-        """What ``Task.loss`` compares these windows with, one row each."""
+        """What ``Task.loss`` compares these windows with: a row for each, or for each token of ``packed(windows)``."""
         ...
 
     def count(self, windows: np.ndarray) -> int:
@@ -105,6 +105,10 @@ class Task(Protocol):
 
     def head(self) -> dict[str, Any]:
         """What ``model`` takes beside the shape of the encoder, such as ``num_labels``."""
+        ...
+
+    def new_tokens(self) -> Sequence[str]:
+        """Tokens that the vocabulary needs beside its own, such as markers: rows are added for those it lacks."""
         ...
 
     def model_config(self) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class Task(Protocol):
         """The metrics as lines for people."""
         ...
 
-    def files(self, features: Any, predictions: Sequence[Any]) -> dict[str, str]:
+    def files(self, features: Any, predictions: Sequence[Any]) -> Mapping[str, str | bytes]:
         """Name → content of the files that an evaluation leaves beside metrics.json."""
         ...
 

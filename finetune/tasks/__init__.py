@@ -17,6 +17,8 @@ class TaskRow(NamedTuple):
 TASKS = {
     "qa": TaskRow("finetune.tasks.qa.commands", "an extractive question-answering model"),
     "classify": TaskRow("finetune.tasks.classification.commands", "a text classifier"),
+    "relation": TaskRow("finetune.tasks.relation.commands", "a classifier of relations"),
+    "ner": TaskRow("finetune.tasks.ner.commands", "a model of named entities"),
 }
 
 VERBS = {

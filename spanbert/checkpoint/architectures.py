@@ -118,6 +118,14 @@ ARCHITECTURES: list[Architecture] = [
         (POOLER, CLASSIFIER),
         labels="classifier",
     ),
+    Architecture(
+        "relation",
+        BARE_ENCODER,  # transformers has no such class: it loads the encoder alone
+        models.SpanBertForRelation,
+        (Head("relation", "relation", joined={"dense": ("first", "second")}),),
+        labels="relation",
+        use="spanbert predict relation {folder} FILE",
+    ),
 ]
 
 

@@ -67,3 +67,17 @@ class Pooler(nn.Module):
     def forward(self, hidden_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
         """(T, H) → (B, H)."""
         return torch.tanh(self.dense(hidden_TH[cu_seqlens[:-1].long()]))
+
+
+class RelationHead(nn.Module):
+    """W [x_first ; x_second] + b (Baldini Soares et al. 2019), the two halves of W apart: no concatenation is built."""
+
+    def __init__(self, config: EncoderConfig, num_labels: int):
+        super().__init__()
+        self.first = nn.Linear(config.hidden_size, num_labels, bias=False)
+        self.second = nn.Linear(config.hidden_size, num_labels)  # carries the bias
+        self.out_features = num_labels
+
+    def forward(self, hidden_TH: Tensor) -> Tensor:
+        """(T, H) → (T, 2, labels)."""
+        return torch.stack([self.first(hidden_TH), self.second(hidden_TH)], 1)

@@ -5,6 +5,7 @@ All take a packed batch of B sequences and T tokens (``batch.PackedBatch``).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple, Self
 
 import torch
@@ -14,7 +15,7 @@ from spanbert.model.backend import resolve_backend
 from spanbert.model.batch import PackedBatch, Targets
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder, initialise
-from spanbert.model.heads import MLMHead, Pooler, SBOHead
+from spanbert.model.heads import MLMHead, Pooler, RelationHead, SBOHead
 from spanbert.model.lora import LoRAConfig
 from spanbert.model.vocabulary_loss import VocabularyLoss, vocabulary_loss
 
@@ -43,6 +44,19 @@ class SpanBertModel(nn.Module):
         """Move to ``device``, and choose the attention that suits it and this shape (``resolve_backend``)."""
         self.encoder.backend = resolve_backend(backend, device, self.config.head_dim)
         return self.to(device)
+
+    def add_words(self, count: int, seed: int) -> None:
+        """More rows at the end of the word embeddings, initialised as all are, from ``seed``; before anything is trained.
+
+        For models without a head over the vocabulary: one tied to the embeddings would keep its old bias.
+        """
+        old = self.encoder.embeddings.word
+        self.config = dataclasses.replace(self.config, vocab_size=self.config.vocab_size + count)
+        self.encoder.config = self.config
+        rows = torch.empty(count, self.config.hidden_size)
+        rows.normal_(std=self.config.initializer_range, generator=torch.Generator().manual_seed(seed))
+        weight_VH = torch.cat([old.weight.detach(), rows.to(old.weight)])
+        self.encoder.embeddings.word = nn.Embedding.from_pretrained(weight_VH, freeze=False)
 
 
 class SpanBertForPretraining(SpanBertModel):
@@ -114,3 +128,21 @@ class SpanBertForSequenceClassification(SpanBertModel):
         """→ logits (B, labels)."""
         hidden_TH = self.encoder(*batch)
         return self.classifier(self.dropout(self.pooler(hidden_TH, batch.cu_seqlens)))
+
+
+class SpanBertForRelation(SpanBertModel):
+    """A label for a pair of tokens of a sequence: dropout → a linear layer on their two states side by side.
+
+    Which pair, the caller knows: every token gets the logits that it brings as the first, and as the second, of a pair.
+    A pair's logits are their sum.
+    """
+
+    def __init__(self, config: EncoderConfig, num_labels: int, backend: str = "eager"):
+        super().__init__(config, backend)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.relation = RelationHead(config, num_labels)
+        initialise(self, config.initializer_range)
+
+    def forward(self, batch: PackedBatch[Tensor]) -> Tensor:
+        """→ (T, 2, labels): as the first of a pair, as the second."""
+        return self.relation(self.dropout(self.encoder(*batch)))

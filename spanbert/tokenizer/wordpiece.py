@@ -174,6 +174,18 @@ class Tokenizer:
         write_atomic(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
         write_atomic(folder / "tokenizer.json", full.to_str(pretty=True))
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same with more tokens at the end of the vocabulary; itself when it has them all.
+
+        Callers put their ids, as those of the special tokens. No text becomes one where its name holds punctuation
+        ("[E1]"), at which words are split.
+        """
+        more = [token for token in dict.fromkeys(tokens) if token not in self._ids]
+        if not more:
+            return self
+        vocabulary = self._ids | {token: number for number, token in enumerate(more, self.vocab_size)}
+        return Tokenizer(vocabulary, **self._settings())
+
     # --- text to ids and back ------------------------------------------------------------------------------------
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:

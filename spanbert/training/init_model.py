@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -48,6 +49,7 @@ def init_model(
     head: dict[str, Any] | None = None,
     checkpoint: Path | None = None,
     lowercase: bool | None = None,
+    new_tokens: Sequence[str] = (),
 ) -> StartedModel[M]:
     """A ``cls`` on ``device``: weights from ``init``, what it lacks (a head) initialised from ``seed`` and reported.
 
@@ -58,6 +60,7 @@ def init_model(
         min_positions: the longest sequence that the model has to take; random weights get at least as many.
         head: arguments of ``cls`` beside its shape, such as the number of labels.
         checkpoint: of the run that resumes, proven whole: taken in place of ``init``.
+        new_tokens: that the vocabulary must have; those it lacks get rows at its end, initialised from ``seed``.
 
     Raises UserError where there is no such model, it is of another tokenizer, or it has too few positions.
     """
@@ -66,6 +69,7 @@ def init_model(
     if init == "random" and checkpoint is None:
         if tokenizer is None:
             raise UserError("random weights need a tokenizer: give --tokenizer (a folder or a vocab.txt)")
+        tokenizer = tokenizer.with_tokens(new_tokens)
         shape = EncoderConfig.preset(size, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **rates)
         positions = max(shape.max_position_embeddings, min_positions)
         shape = dataclasses.replace(shape, max_position_embeddings=positions)
@@ -85,7 +89,10 @@ def init_model(
             f"{folder} has only {positions} positions, and the data has sequences of {min_positions} tokens: make those "
             f"at most {positions} long (spanbert prepare --block-length, spanbert finetune --window)"
         )
-    return StartedModel(model.place(device, backend), tokenizer or own, report if checkpoint is None else None)
+    grown = own.with_tokens(new_tokens)
+    if grown.vocab_size > own.vocab_size:
+        model.add_words(grown.vocab_size - own.vocab_size, seed)
+    return StartedModel(model.place(device, backend), grown, report if checkpoint is None else None)
 
 
 def model_path(init: str | Path) -> Path:

@@ -32,6 +32,7 @@ from finetune.records import (
     readable,
     wrong_type,
 )
+from finetune.tasks.classification.targets import SEPARATOR, Problem, check_label, labels_of
 from spanbert.errors import UserError
 
 STDIN = Path("-")
@@ -47,6 +48,8 @@ class LabelledText:
     line: int  # from 1
     text: str
     label: str | None
+    other: str | None = None
+    """The second text of a pair."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Columns:
 
     text: str = "text"
     label: str = "label"
+    text_pair: str = ""
+    """Of the second text; "" where texts are single."""
 
 
 @dataclass
@@ -63,10 +68,13 @@ class TextFile:
 
     texts: list[LabelledText]
     report: RecordReport
+    problem: Problem = "single"
 
     def labels(self) -> list[str]:
         """Every label that occurs, in order: numbers by their value, then words by the alphabet."""
-        found = {text.label for text in self.texts if text.label is not None}
+        found = {
+            label for text in self.texts if text.label is not None for label in labels_of(text.label, self.problem)
+        }
         return sorted(found, key=_label_order)
 
     def summary(self) -> str:
@@ -84,7 +92,9 @@ def _label_order(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if is_number else (1, 0, label)
 
 
-def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = ()) -> TextFile:
+def read_texts(
+    path: Path, purpose: Purpose, columns: Columns, known: tuple[str, ...] = (), problem: Problem = "single"
+) -> TextFile:
     """The texts of ``path``, or of standard input for ``-``.
 
     known: labels there may be; empty when any will do. Raises UserError for a file without the columns or without a
@@ -102,16 +112,17 @@ def read_texts(path: Path, purpose: Purpose, columns: Columns, known: tuple[str,
     for text in texts:
         try:
             check_text(text.text, columns.text)
-            if text.label is not None:
+            if text.other is not None:
+                check_text(text.other, columns.text_pair)
+            if text.label is not None and text.label.strip():
                 check_text(text.label, columns.label)
-            if purpose != "predict" and known and text.label not in known:
-                raise MalformedRecord("unknown label", f"{text.label!r}; the model knows {', '.join(known)}")
+            check_label(text.label, problem, known)
         except MalformedRecord as error:
             report.malformed(f"line {text.line}", error)
             continue
         kept.append(text)
     report.examples = len(kept)
-    found = TextFile(kept, report)
+    found = TextFile(kept, report, problem)
     if not kept:
         raise report.nothing_left(found.summary())
     return found
@@ -137,20 +148,37 @@ def _read(
     text_lines = enumerate(itertools.chain([first], stream), number)
     lines = [(number, line.rstrip("\r\n")) for number, line in text_lines if line.strip()]
     if not labelled:
-        return [LabelledText(number, line, None) for number, line in lines]
+        return list(_texts(lines, columns, report))
+    if columns.text_pair:
+        raise UserError(f"{path}: lines of `label text` hold no pairs: give a table or JSON lines.")
     return list(_label_first(lines, report))
+
+
+def _texts(lines: list[tuple[int, str]], columns: Columns, report: RecordReport) -> Iterator[LabelledText]:
+    """Lines to predict: a text each, or the two of a pair with a tab between them."""
+    for number, line in lines:
+        if not columns.text_pair:
+            yield LabelledText(number, line, None)
+            continue
+        text, tab, other = line.partition("\t")
+        if not tab:
+            report.malformed(f"line {number}", MalformedRecord("one text of a pair", "expected two with a tab between"))
+            continue
+        yield LabelledText(number, text, None, other)
 
 
 def _table(
     path: Path, rows: Iterator[list[str]], labelled: bool, columns: Columns, report: RecordReport
 ) -> Iterator[LabelledText]:
     header = next(rows, [])
-    wanted = [columns.text, columns.label] if labelled else [columns.text]
+    wanted = [columns.text] + [columns.text_pair] * bool(columns.text_pair) + [columns.label] * labelled
     for name in wanted:
         if header.count(name) != 1:
             found = "no column" if name not in header else "more than one column"
             names = printable(", ".join(header)) or "an empty first line"
-            raise UserError(f'{path}: has {found} "{name}", only {names}; name the columns with --text and --label.')
+            raise UserError(
+                f'{path}: has {found} "{name}", only {names}; name the columns with --text, --text-pair and --label.'
+            )
     for number, row in enumerate(rows, 2):
         if not any(row) or row == header:
             continue
@@ -159,7 +187,8 @@ def _table(
             report.malformed(f"line {number}", error)
             continue
         fields = dict(zip(header, row, strict=True))
-        yield LabelledText(number, fields[columns.text], fields[columns.label].strip() if labelled else None)
+        label, other = fields[columns.label].strip() if labelled else None, fields.get(columns.text_pair)
+        yield LabelledText(number, fields[columns.text], label, other if columns.text_pair else None)
 
 
 def _json(found: Iterator[Document], labelled: bool, columns: Columns, report: RecordReport) -> Iterator[LabelledText]:
@@ -176,7 +205,8 @@ def _json(found: Iterator[Document], labelled: bool, columns: Columns, report: R
         for number, row in rows:
             try:
                 text = need_text(row, columns.text)
-                yield LabelledText(number, text, _json_label(row, columns.label) if labelled else None)
+                other = need_text(row, columns.text_pair) if columns.text_pair else None
+                yield LabelledText(number, text, _json_label(row, columns.label) if labelled else None, other)
             except MalformedRecord as error:
                 report.malformed(f"{place} {number}", error)
 
@@ -185,9 +215,12 @@ def _json_label(entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     if value is None:
         raise NoLabel(key)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list) and all(isinstance(one, str) and SEPARATOR not in one for one in value):
+        return SEPARATOR.join(value)
     if not isinstance(value, str | int):
-        raise wrong_type(key, value, "a string or a whole number")
-    check_text(str(value), key)
+        raise wrong_type(key, value, "a string, a number or a list of strings")
     return str(value)
 
 

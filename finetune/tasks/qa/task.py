@@ -127,6 +127,9 @@ class QATask:
     def head(self) -> dict[str, Any]:
         return {}
 
+    def new_tokens(self) -> tuple[str, ...]:
+        return ()
+
     def model_config(self) -> dict[str, Any]:
         return {self.name: to_dict(self.settings)}
 

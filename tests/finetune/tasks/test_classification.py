@@ -204,7 +204,7 @@ def test_windows_of_a_long_text_are_full_evenly_laid_and_cover_it(tokenizer: Tok
         seen = set()
         for window in range(texts.bounds[text], texts.bounds[text + 1]):
             begin, end = packed.cu_seqlens[window : window + 2]
-            first = int(texts.first_W[window])
+            first = int(texts.first_W2[window, 0])
             assert packed.input_ids_T[begin + 1 : end - 1].tolist() == texts.texts[text][first : first + 8].tolist()
             seen |= set(range(first, first + end - begin - 2))
         assert seen == set(range(texts.texts.lengths[text]))
