@@ -1,8 +1,10 @@
-# The local server in a container: CPU PyTorch, the bundled model, a user without rights.
+# The local server in a container: PyTorch, the bundled models, a user without rights.
 FROM python:3.12-slim
 WORKDIR /app
 COPY constraints.txt ./
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)"
+# PyTorch's own index of CPU builds may be given here: without it the image carries a GPU's libraries, too
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY spanbert spanbert

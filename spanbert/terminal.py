@@ -59,8 +59,8 @@ def safe_output() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=JSON_ESCAPES)
     with (
-        contextlib.redirect_stdout(_SafeStream(sys.stdout, is_output=True)),  # type: ignore[type-var]
-        contextlib.redirect_stderr(_SafeStream(sys.stderr, is_output=False)),  # type: ignore[type-var]
+        contextlib.redirect_stdout(_SafeStream(sys.stdout, is_output=True)),
+        contextlib.redirect_stderr(_SafeStream(sys.stderr, is_output=False)),
     ):
         yield
 
