@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.retrieval.answer_documents import DocumentAnswerer, DocumentAnswers, Place
+from finetune.retrieval.answer_documents import READ_WHOLE, DocumentAnswerer, DocumentAnswers, Place
 from finetune.retrieval.confidence import Calibration
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index, Retriever
+from finetune.retrieval.passages import cut_passages
 from finetune.retrieval.sentences import sentence_around
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer, ranked_answers
 from spanbert.errors import UserError
@@ -24,7 +26,7 @@ TEXT_PLACE = ""  # document of an answer from the request's own text
 
 @dataclass(frozen=True)
 class Work:
-    """The questions of one request, and one of: a text to read whole, documents, the server's index."""
+    """The questions of one request, and one of: a text, documents, the server's index."""
 
     questions: tuple[str, ...]
     n_best: int = 3
@@ -114,13 +116,21 @@ class Reader:
 
     def _together(self, works: Sequence[Work]) -> list[list[Found] | Exception]:
         """Requests of one group. Where one spoils the batch each is tried alone, and the others lose nothing."""
-        answer = self._over_texts if works[0].text is not None else self._over_passages
+        text = works[0].text
+        answer = self._over_passages if text is None else self._over_long_text if is_long(text) else self._over_texts
         try:
             return list(answer(works))
         except UserError as error:
             if len(works) > 1:
                 return [result for work in works for result in self._together([work])]
             return [Refused("invalid", str(error).rstrip(".") + ".", "text" if works[0].text is not None else None)]
+
+    def _over_long_text(self, works: Sequence[Work]) -> list[list[Found]]:
+        """A text of many passages is searched: the reader's scores do not compare over the whole of it."""
+        (work,) = works
+        answerer = DocumentAnswerer(self.answerer, Index.of([Document(TEXT_PLACE, "", work.text or "")]))
+        answers = answerer.answer(work.questions, n_best=work.n_best, passages=work.passages)
+        return [[_of_documents(one, answerer.calibration) for one in answers]]
 
     def _over_texts(self, works: Sequence[Work]) -> list[list[Found]]:
         """Texts read whole: all windows of all texts and questions go into one call."""
@@ -164,8 +174,13 @@ class Reader:
 def _group(work: Work) -> object:
     """Requests with the same one are answered together."""
     if work.text is not None:
-        return "text"
+        return id(work) if is_long(work.text) else "text"
     return (work.n_best, work.passages, *(document.id for document in work.documents))
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is searched rather than read whole."""
+    return len(list(islice(cut_passages(text), READ_WHOLE + 1))) > READ_WHOLE
 
 
 def _of_text(question: str, text: str, answers: Sequence[Answer]) -> Found:

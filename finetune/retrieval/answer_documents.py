@@ -24,6 +24,7 @@ from finetune.tasks.qa.metrics import normalize_answer
 from spanbert.errors import UserError
 
 SPANS_PER_PASSAGE = 5  # answers of one passage that are compared with those of the others
+READ_WHOLE = 3  # passages of a text that is read as a whole: it fits a window, or nearly
 READ_WITHOUT_SEARCH = 32  # passages that are all read when none shares a word with the question
 
 

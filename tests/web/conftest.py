@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from finetune.retrieval.documents import Document, Section
 from finetune.retrieval.index import Index
-from spanbert.weights import qa_model_path
+from spanbert.weights import bundled_path
 from web.app import create_app
 from web.config import Limits
 from web.reader import Found, FoundAnswer, Reader, Work, load_reader
@@ -38,12 +38,12 @@ INDEXED = (
 
 @pytest.fixture(scope="session")
 def reader() -> Reader:
-    return load_reader(qa_model_path(), device="cpu", precision="fp32")
+    return load_reader(bundled_path("scratch"), device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")
 def info(reader: Reader) -> ModelInfo:
-    return ModelInfo.of(qa_model_path(), reader.answerer)
+    return ModelInfo.of(bundled_path("scratch"), reader.answerer)
 
 
 @pytest.fixture

@@ -42,6 +42,20 @@ def test_the_answers_are_those_of_the_model(serve, reader):
         assert scores == pytest.approx([one.score for one in answers], abs=1e-4)  # other batches, other sums
 
 
+def test_of_a_long_text_a_few_passages_are_read(serve):
+    """The reader's scores do not compare over a whole long text: the more of it was read, the fewer answers were right."""
+    filler = "\n".join(
+        f"Chapter {n}. " + f"The harbour master wrote letter {n} about rope and grain. " * 12 for n in range(12)
+    )
+    text = filler + "\n\U0001f6a2 " + CANAL
+    (result,) = ask(serve(), text=text, passages=2)["results"]
+    assert result["passages_read"] == 2 < result["passages"]
+    best = result["answers"][0]
+    (place,) = best["places"]
+    assert text[place["start"] : place["end"]] == place["match"] == best["text"] == "17 November 1869"
+    assert place["document"] is None and best["share"] is None
+
+
 def test_offsets_count_code_points(serve):
     """An emoji is one, a combining accent is one: not two as in UTF-16, nor four as in UTF-8."""
     text = "\U0001f6a2\U0001f6a2 Cafe\u0301 Suez. " + CANAL

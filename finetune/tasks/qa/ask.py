@@ -14,7 +14,7 @@ from typing import Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from finetune.retrieval.answer_documents import DocumentAnswerer, surer_than
+from finetune.retrieval.answer_documents import READ_WHOLE, DocumentAnswerer, surer_than
 from finetune.retrieval.documents import Document, read_documents
 from finetune.retrieval.index import Index
 from finetune.retrieval.sentences import SENTENCE_REACH, sentence_around
@@ -25,7 +25,6 @@ from spanbert.files import TEXT_BYTES, read_bounded
 from spanbert.terminal import colour as colour_code
 from spanbert.weights import BUNDLED, qa_model_path
 
-READ_WHOLE = 3  # passages of a text that is read as a whole: it fits a window, or nearly
 PARSED = (".md", ".markdown", ".html", ".htm", ".pdf", ".docx", ".jsonl")
 Reply = Callable[[list[str]], None]
 
