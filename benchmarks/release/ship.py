@@ -90,6 +90,8 @@ class ShipConfig:
     """Wrong answers shown."""
     limit: int | None = None
     """Score on the first N questions of each file only (a rehearsal)."""
+    other_limit: int | None = None
+    """Ask only the first N questions of the files of --also and --held-out; the card says how many."""
     output: Path = WEIGHTS
     """Folder that gets encoder/, scratch/ and reader/."""
     results: Path | None = None
@@ -227,10 +229,11 @@ def qa_facts(folder: Path, run: Path, config: ShipConfig) -> dict[str, Any]:
     assert isinstance(settings, FinetuneQAConfig)
     train = place(settings.train, run, settings.output)
     if config.held_out is not None:
-        store_threshold(folder, config.held_out, config.limit)
+        store_threshold(folder, config.held_out, config.limit or config.other_limit)
     evaluations = {}
     for file in (config.dev, *config.also):
-        evaluations[file.name] = answer_all(folder, file, config.limit)
+        limit = config.limit or (config.other_limit if file != config.dev else None)
+        evaluations[file.name] = answer_all(folder, file, limit)
         print(f"{file.name}: {describe(evaluations[file.name].metrics)}")
     on_dev = evaluations[config.dev.name]
     assert isinstance(on_dev.task, QATask)

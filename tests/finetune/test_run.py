@@ -159,31 +159,57 @@ def test_a_kill_around_the_last_rename_loses_nothing(
         run_finetune(replace(config, resume=True, lr=1.0))
 
 
-@pytest.mark.parametrize("fault", ["surrogate", "predictions", "curves", "checkpoints"])
+@pytest.mark.parametrize("fault", ["predictions", "curves", "checkpoints"])
 def test_the_model_is_written_whatever_happens_to_the_rest(
     config: FinetuneQAConfig, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """A lone surrogate in the id of a dev question kept a finished training from writing its model."""
-    dev = config.train.with_name("dev.json")
-    text = config.train.read_text()
-    if fault == "surrogate":
-        entry = json.loads(text)
-        entry["data"][0]["paragraphs"][0]["qas"][0]["id"] = "\udc80"
-        text = json.dumps(entry)
-    dev.write_text(text)
+    """A matplotlib error over the name of a run kept a finished training from writing its model."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 
-    name = {"predictions": "write_evaluation", "curves": "plot_curves", "checkpoints": "remove_folder"}.get(fault)
-    if name:
-        monkeypatch.setattr(running, name, fail)
-    run_finetune(replace(config, dev=dev, epochs=1))
+    name = {"predictions": "write_evaluation", "curves": "plot_curves", "checkpoints": "remove_folder"}[fault]
+    monkeypatch.setattr(running, name, fail)
+    run_finetune(replace(config, dev=config.train, epochs=1))
     assert find_model(config.output) == config.output / "model"
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == bool(name) and all("No space left on device" in line for line in warnings)
-    if fault == "surrogate":
-        assert "\\udc80" in (config.output / "predictions.json").read_text()
+    assert len(warnings) == 1 and "No space left on device" in warnings[0]
+
+
+@pytest.mark.parametrize("stage", ["score", "tuned", "decode"])
+@pytest.mark.parametrize("error", [UserError("not finite"), KeyError("a question")])
+def test_a_final_evaluation_that_fails_comes_after_the_model(
+    config: FinetuneQAConfig, stage: str, error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An error of a metric kept a finished training from writing its model; it is told all the same, and --resume
+    evaluates again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    config = replace(config, dev=config.train, epochs=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)) as raised:
+        patch.setattr(QATask, stage, fail)
+        run_finetune(config)
+    assert raised.value is error
+    assert f"wrote {config.output}/model" in capsys.readouterr().out
+    assert find_model(config.output) == config.output / "model"
+    assert not (config.output / "metrics.json").exists()
+    run_finetune(replace(config, resume=True))
+    assert (config.output / "metrics.json").exists() and not (config.output / "checkpoints").exists()
+    run_finetune(replace(config, output=tmp_path / "whole"))
+    assert same_weights(config.output, tmp_path / "whole")
+
+
+def test_what_no_file_can_hold_in_a_dev_id_is_refused_before_training(config: FinetuneQAConfig) -> None:
+    """A lone surrogate in the id of a dev question kept a finished training from writing its model."""
+    entry = json.loads(config.train.read_text())
+    entry["data"][0]["paragraphs"][0]["qas"][0]["id"] = "\udc80"
+    dev = config.train.with_name("dev.json")
+    dev.write_text(json.dumps(entry))
+    with pytest.raises(UserError, match='not UTF-8: in "id"'):
+        run_finetune(replace(config, dev=dev, epochs=1))
+    assert not (config.output / "model").exists()
 
 
 def test_a_resume_that_waited_sees_that_the_run_is_complete(

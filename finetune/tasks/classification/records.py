@@ -100,7 +100,7 @@ def read_texts(
     """
     report = RecordReport(path, strict=purpose != "train", noun="texts")
     with readable(path, errors="surrogateescape") as stream:
-        texts = _read(path, stream, purpose, columns, report)
+        texts = _read(path, stream, purpose, columns, report, problem)
     kept = []
     for text in texts:
         try:
@@ -122,7 +122,7 @@ def read_texts(
 
 
 def _read(
-    path: Path, stream: io.TextIOBase, purpose: Purpose, columns: Columns, report: RecordReport
+    path: Path, stream: io.TextIOBase, purpose: Purpose, columns: Columns, report: RecordReport, problem: Problem
 ) -> list[LabelledText]:
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     labelled = purpose != "predict"
@@ -137,7 +137,7 @@ def _read(
             raise UserError(f"{path}: not a CSV file that can be read ({error}).") from None
     number, first = first_line(stream)
     if JSON_BEGINS.match(first.strip(BLANK)):
-        return list(_json(documents(path, number, first, stream), labelled, columns, report))
+        return list(_json(documents(path, number, first, stream), labelled, columns, report, problem))
     text_lines = enumerate(itertools.chain([first], stream), number)
     lines = [(number, line.rstrip("\r\n")) for number, line in text_lines if line.strip()]
     if not labelled:
@@ -184,7 +184,9 @@ def _table(
         yield LabelledText(number, fields[columns.text], label, other if columns.text_pair else None)
 
 
-def _json(found: Iterator[Document], labelled: bool, columns: Columns, report: RecordReport) -> Iterator[LabelledText]:
+def _json(
+    found: Iterator[Document], labelled: bool, columns: Columns, report: RecordReport, problem: Problem
+) -> Iterator[LabelledText]:
     """Rows: each a document, or an element of one that is a list or has a list "data". A row is numbered by its line, one
     of a list by its place there, from 1."""
     for document in found:
@@ -199,21 +201,22 @@ def _json(found: Iterator[Document], labelled: bool, columns: Columns, report: R
             try:
                 text = need_text(row, columns.text)
                 other = need_text(row, columns.text_pair) if columns.text_pair else None
-                yield LabelledText(number, text, _json_label(row, columns.label) if labelled else None, other)
+                yield LabelledText(number, text, _json_label(row, columns.label, problem) if labelled else None, other)
             except MalformedRecord as error:
                 report.malformed(f"{place} {number}", error)
 
 
-def _json_label(entry: dict[str, Any], key: str) -> str:
+def _json_label(entry: dict[str, Any], key: str, problem: Problem) -> str:
     value = entry.get(key)
     if value is None:
         raise NoLabel(key)
-    if isinstance(value, float):
+    if isinstance(value, float) and problem == "regression":
         return repr(value)
-    if isinstance(value, list) and all(isinstance(one, str) and SEPARATOR not in one for one in value):
+    if isinstance(value, list) and problem == "multi" and all(isinstance(v, str) and SEPARATOR not in v for v in value):
         return SEPARATOR.join(value)
     if not isinstance(value, str | int):
-        raise wrong_type(key, value, "a string, a number or a list of strings")
+        expected = {"regression": "a number", "multi": "a list of strings without commas"}
+        raise wrong_type(key, value, expected.get(problem, "a string or a whole number"))
     return str(value)
 
 

@@ -156,7 +156,7 @@ def test_a_long_text_in_a_csv_is_read(tmp_path: Path) -> None:
         ("t.jsonl", b'{"sentence": "a", "mood": ' + b"1" * 5000 + b"}", "line 1: not valid JSON: Exceeds the limit"),
         ("t.json", b'[{"sentence": "a", "mood": "x"}, {"mood": "x"}]', 'row 2: missing field "sentence"'),
         ("t.tsv", b"sentence\tmood\na\tb\xff\n", 'line 2: not UTF-8: in "mood"'),
-        ("t.tsv", b"sentence\tmood\na\t\n", 'line 2: empty field "mood"'),
+        ("t.tsv", b"sentence\tmood\na\t\n", "line 2: empty class: the label is blank"),
         ("t.tsv", b"sentence\tmood\xff\na\tb\n", r'no column "mood", only sentence, mood\\udcff;'),
         ("t.tsv", b"sentence\tmood\tmood\na\tb\tc\n", 'more than one column "mood"'),
     ],

@@ -194,7 +194,7 @@ def test_the_context_from_standard_input(
     ("model", "questions", "context", "message"),
     [
         ("MODEL", ("Who?",), None, "--context FILE"),
-        ("MODEL", ("Who?",), "absent.txt", "cannot be read"),
+        ("MODEL", ("Who?",), "absent.txt", "absent.txt: no such file"),
         ("MODEL", ("Who?",), "blank.txt", "no text to answer from"),
         ("MODEL", ("Who?",), "latin1.txt", "not UTF-8"),
         ("MODEL", ("\u200b",), "context.txt", "question holds no text"),
