@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import finetune.run as running
 import finetune.train as training
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
+from finetune.tasks.qa.task import QATask
 from finetune.train import Drawn, micro_batches, share_of, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.checkpoint.store import find_model
@@ -176,8 +177,7 @@ def test_the_model_is_written_whatever_happens_to_the_rest(
     assert len(warnings) == 1 and "No space left on device" in warnings[0]
 
 
-@pytest.mark.parametrize("stage", ["score", "tuned", "decode"])
-@pytest.mark.parametrize("error", [UserError("not finite"), KeyError("a question")])
+@pytest.mark.parametrize(("stage", "error"), [("score", UserError("not finite")), ("decode", KeyError("a question"))])
 def test_a_final_evaluation_that_fails_comes_after_the_model(
     config: FinetuneQAConfig, stage: str, error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
