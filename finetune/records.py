@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Literal
 
 from spanbert.config import WORDS_FOR, kind_of
 from spanbert.errors import UserError
+from spanbert.files import TEXT_BYTES, read_bounded
 
 #: What a file is read for: malformed records are skipped in training only, labels are needed except to predict.
 Purpose = Literal["train", "evaluate", "predict"]
 
+STDIN = Path("-")
 
 #: Bytes that a gzip file of labelled records may unpack to; the training file of SQuAD 2.0 has 42 million.
 LARGEST_UNPACKED = 1 << 31
@@ -123,10 +125,20 @@ def printable(text: str, longest: int = 1000) -> str:
 
 @contextlib.contextmanager
 def readable(path: Path, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
-    """``path`` opened by ``open_text``; whatever goes wrong while it is read becomes a UserError that names it."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+    """``path`` opened by ``open_text``, or for ``-`` standard input, of which at most TEXT_BYTES are taken.
+
+    Whatever goes wrong while it is read becomes a UserError that names it, as is whatever is not a file: most are read
+    more than once, which a pipe cannot be.
+    """
     try:
+        if path == STDIN:
+            data = io.BytesIO(read_bounded("-", TEXT_BYTES, "labelled texts or texts to predict"))
+            yield io.TextIOWrapper(data, encoding="utf-8-sig", errors=errors, newline="\n")
+            return
+        if path.is_dir():
+            raise UserError(f"{path}: a folder; give a file.")
+        if not path.is_file():
+            raise UserError(f"{path}: {'a pipe or a device; give a file' if path.exists() else 'no such file'}.")
         with open_text(path, errors) as stream:
             yield stream
     except UnicodeDecodeError as error:

@@ -170,8 +170,9 @@ class FinetuneRun:
     def finish(self, state: State, total_steps: int) -> None:
         """Evaluate, write the model with its settings, then predictions and curves; the checkpoints have served.
 
-        The model is that of the last step, or the best one where that is kept. What fails beside it is a warning. Until
-        the checkpoints are gone, a resumed run comes here again.
+        The model is that of the last step, or the best one where that is kept. What fails beside it is a warning, but for
+        the evaluation, whose error is raised once the model is written. Until the checkpoints are gone, a resumed run comes
+        here again.
         """
         self.group.on_main(lambda: self._write(state, total_steps))
 
@@ -183,7 +184,11 @@ class FinetuneRun:
             self._take_best(best)
             step = best.step
             print(f"the best state is that of step {best.step:,}, {prepared.task.main_metric} {best.score:.2f}")
-        evaluation = self._evaluate(self.prepared.dev)
+        evaluation, failed = None, None
+        try:
+            evaluation = self._evaluate(self.prepared.dev)
+        except Exception as error:  # the model first
+            failed = error
         if evaluation is not None and not self.config.keeps_best:
             self._log_once(step, "validation", evaluation)
         task = evaluation.task if evaluation is not None else prepared.task
@@ -209,6 +214,9 @@ class FinetuneRun:
         curves = ["loss", task.main_metric] if evaluation is not None else ["loss"]
         with only_warned(f"the curves in {output}"):
             plot_curves(self.folder.metrics(), curves, output / "curves.png", output.name)
+        if failed is not None:
+            print(f"wrote {final} ({step:,} steps) with untuned settings: its evaluation failed; --resume repeats it")
+            raise failed
         with only_warned(f"{self.start.store.folder} is not removed"):
             remove_folder(self.start.store.folder)
         written = f"{listed(names)} beside it" if names else "no predictions" + " (no --dev)" * (evaluation is None)

@@ -121,6 +121,7 @@ def begin_run(config: PretrainConfig, group: Group) -> RunStart:
         optional=restarts() > 0,
         before=config.replay,
         keep_last=config.keep_last,
+        complete=lambda: config.replay is None and (config.output / "model" / "config.json").is_file(),
         group=group,
     )
 

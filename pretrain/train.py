@@ -34,6 +34,13 @@ def run_pretrain(config: PretrainConfig) -> None:
         join_group(config.device) as group,
         contextlib.closing(begin_run(config, group)) as start,
     ):
+        if start.complete:
+            final = config.output / "model"
+            group.print_main(
+                f"{config.output} is complete; its model is {final}. It has no whole checkpoint to go on from: to train "
+                f"that model further, start another run with --init-from {final}"
+            )
+            return
         # nobody here holds what is set up: DDP must be gone before its group is
         stop_signal = (train if config.replay is None else replay)(set_up(config, group, start))
     if stop_signal is not None:

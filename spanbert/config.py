@@ -68,13 +68,13 @@ def save_json(config: Any, path: Path) -> None:
     write_atomic(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file, with or without a byte-order mark.
+def read_json(path: Path, limit: int = SETTINGS_BYTES) -> Any:
+    """Read a JSON file of at most ``limit`` bytes, with or without a byte-order mark.
 
     Raises UserError, naming file and place, when it is missing, unreadable or broken.
     """
     try:
-        return json.loads(read_bounded(path, SETTINGS_BYTES, "a JSON file").decode("utf-8-sig"))
+        return json.loads(read_bounded(path, limit, "a JSON file").decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may have been cut off") from None
 

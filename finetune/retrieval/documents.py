@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune.retrieval.readers import READERS, Section, Unreadable, has_word
 from spanbert.errors import UserError
 
-LARGEST_FILE = 256 * 2**20  # bytes of a file that is one document; .jsonl files are read by line
+LARGEST_FILE = 256 * 2**20  # bytes of a file that is one document, and of a line of a .jsonl file
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,14 @@ class Source:
 
     def _lines(self, skipped: list[Skipped]) -> Iterator[Document]:
         with self.path.open("rb") as handle:
-            for number, line in enumerate(handle, 1):
+            for number, line in enumerate(iter(lambda: handle.readline(LARGEST_FILE + 1), b""), 1):
                 if not line.strip():
                     continue
                 try:
+                    if len(line) > LARGEST_FILE:
+                        while line and not line.endswith(b"\n"):
+                            line = handle.readline(LARGEST_FILE)
+                        raise Unreadable(f"longer than {LARGEST_FILE // 2**20} MB")
                     yield self._line(number, line)
                 except Unreadable as error:
                     skipped.append(Skipped(f"{self.path}, line {number}", str(error)))
@@ -127,7 +131,8 @@ class Sources:
             elif path.is_file():
                 found._add(path, path.name, seen)
             else:
-                raise UserError(f"{path}: no such file or folder.")
+                wrong = "neither a file nor a folder" if path.exists() else "no such file or folder"
+                raise UserError(f"{path}: {wrong}.")
         return found
 
     def _add(self, path: Path, name: str, seen: set[str]) -> None:
@@ -135,6 +140,9 @@ class Sources:
         if kind != ".jsonl" and kind not in READERS:
             kinds = ", ".join(sorted([*READERS, ".jsonl"]))
             self.skipped.append(Skipped(str(path), f"of a kind that is not read (those read: {kinds})"))
+            return
+        if not path.is_file():
+            self.skipped.append(Skipped(str(path), "no file: a pipe, a device, or a link to nothing"))
             return
         if name in seen:  # two folders with the same names in them
             name = path.as_posix()

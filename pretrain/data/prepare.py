@@ -155,9 +155,7 @@ def _identity(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus) -> di
     spans = None
     if config.spans is not None:
         if not config.spans.is_file():
-            raise UserError(
-                f"--spans {config.spans} does not exist: give JSON lines, one [[start, end], ...] a document"
-            )
+            raise UserError(f"--spans {config.spans} is no file: give JSON lines, one [[start, end], ...] a document")
         spans = [str(config.spans), config.spans.stat().st_size, config.spans.stat().st_mtime_ns]
     return {
         "format": 1,

@@ -8,11 +8,14 @@ from pathlib import Path
 from pretrain.data.corpus import Document
 from spanbert.errors import UserError
 
+LONGEST_LINE = 64 << 20  # characters: some four million spans
+
 
 class SpanSidecar:
     """Line n holds [[start, end], ...] of document n: half-open, in characters of the document.
 
-    Lines are read as documents come by. Raises UserError naming the line that is missing, malformed or too many.
+    Lines are read as documents come by. Raises UserError naming the line that is missing, malformed, too long or too
+    many.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,13 +44,17 @@ class SpanSidecar:
         """Read what belongs to empty documents at the end and check that no line is left."""
         while self._line < documents:
             self._read()
-        if self._handle.readline().strip():
+        if self._handle.readline(LONGEST_LINE).strip():
             raise UserError(f"{self.path} has more lines than the input has documents ({documents:,}): one line each")
         self._handle.close()
 
     def _read(self) -> list[tuple[int, int]]:
-        line = self._handle.readline()
+        line = self._handle.readline(LONGEST_LINE + 1)
         self._line += 1
+        if len(line) > LONGEST_LINE:
+            raise UserError(
+                f"{self.path}:{self._line}: longer than {LONGEST_LINE:,} characters, the most for a document"
+            )
         if not line:
             raise UserError(
                 f"{self.path} ends at line {self._line - 1}, but document {self._line} exists: one line each"

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from spanbert.errors import UserError
+from spanbert.files import read_bounded
 
 #: Pickles that PyTorch's format before 1.6 puts one after another: magic number, version, machine, then the content.
 LEGACY_PICKLES = 4
+#: refs/main of a download cache names a version by its hash.
+REF_BYTES = 1024
 #: What state dicts, and fairseq's files, ask for.
 HARMLESS = ("collections.OrderedDict", "argparse.Namespace", "__builtin__.set")
 
@@ -118,7 +121,7 @@ def snapshot_of(path: Path) -> Path | None:
         return None
     main = path / "refs" / "main"
     if main.is_file():
-        named = snapshots / main.read_text(encoding="utf-8").strip()
+        named = snapshots / read_bounded(main, REF_BYTES, "a version's name").decode("utf-8", "replace").strip()
         if named.parent == snapshots and named.is_dir():
             return named
     found = sorted(folder for folder in snapshots.iterdir() if folder.is_dir())

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import finetune.run as running
 import finetune.train as training
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
+from finetune.tasks.qa.task import QATask
 from finetune.train import Drawn, micro_batches, share_of, step_windows
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.checkpoint.store import find_model
@@ -174,6 +175,30 @@ def test_the_model_is_written_whatever_happens_to_the_rest(
     assert find_model(config.output) == config.output / "model"
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "No space left on device" in warnings[0]
+
+
+@pytest.mark.parametrize(("stage", "error"), [("score", UserError("not finite")), ("decode", KeyError("a question"))])
+def test_a_final_evaluation_that_fails_comes_after_the_model(
+    config: FinetuneQAConfig, stage: str, error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """An error of a metric kept a finished training from writing its model; it is told all the same, and --resume
+    evaluates again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    config = replace(config, dev=config.train, epochs=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)) as raised:
+        patch.setattr(QATask, stage, fail)
+        run_finetune(config)
+    assert raised.value is error
+    assert f"wrote {config.output}/model" in capsys.readouterr().out
+    assert find_model(config.output) == config.output / "model"
+    assert not (config.output / "metrics.json").exists()
+    run_finetune(replace(config, resume=True))
+    assert (config.output / "metrics.json").exists() and not (config.output / "checkpoints").exists()
+    run_finetune(replace(config, output=tmp_path / "whole"))
+    assert same_weights(config.output, tmp_path / "whole")
 
 
 def test_what_no_file_can_hold_in_a_dev_id_is_refused_before_training(config: FinetuneQAConfig) -> None:

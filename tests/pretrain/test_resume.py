@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -100,6 +101,25 @@ def test_stopped_politely(config, whole, monkeypatch, number, step):
     again = dataclasses.replace(options, resume=True)
     run_pretrain(again)  # complete already: nothing happens
     assert_same(whole.output, options.output)
+
+
+def test_a_complete_run_without_checkpoints_stays(config, whole, capsys):
+    """It began anew, and in the end replaced the model."""
+    shutil.rmtree(whole.output / "checkpoints")
+    times = lambda: {path: path.stat().st_mtime_ns for path in whole.output.rglob("*") if path.name != ".lock"}  # noqa: E731
+    before = times()
+    capsys.readouterr()
+    for steps in (whole.steps, 2 * whole.steps):
+        run_pretrain(dataclasses.replace(whole, resume=True, steps=steps))
+        said = capsys.readouterr().out
+        assert "is complete; its model is" in said and f"--init-from {whole.output}/model" in said
+        assert "from the beginning" not in said
+    assert times() == before
+    run_pretrain(dataclasses.replace(whole, replay=1))  # it needs no checkpoint
+    assert "no earlier checkpoint: starting from the beginning" in capsys.readouterr().out
+    shutil.rmtree(whole.output / "model")
+    run_pretrain(dataclasses.replace(whole, resume=True))
+    assert "from the beginning" in capsys.readouterr().out
 
 
 def die() -> None:

@@ -13,7 +13,6 @@ import csv
 import io
 import itertools
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,6 @@ from finetune.records import (
 from finetune.tasks.classification.targets import SEPARATOR, Problem, check_label, labels_of
 from spanbert.errors import UserError
 
-STDIN = Path("-")
 JSON_BEGINS = re.compile(r"\{|\[\s*(\{|$)")
 LONGEST_FIELD = 1 << 30  # characters of a text in a .csv
 LONGEST_NUMBER = 100  # digits of a label that is ordered by its value
@@ -101,13 +99,8 @@ def read_texts(
     usable text, and, unless it is read to train on, at the first malformed record.
     """
     report = RecordReport(path, strict=purpose != "train", noun="texts")
-    if path == STDIN:
-        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+    with readable(path, errors="surrogateescape") as stream:
         texts = _read(path, stream, purpose, columns, report, problem)
-        stream.detach()  # standard input is not ours to close
-    else:
-        with readable(path, errors="surrogateescape") as stream:
-            texts = _read(path, stream, purpose, columns, report, problem)
     kept = []
     for text in texts:
         try:

@@ -8,9 +8,7 @@ plain lines    to predict: each line is a text, split into words here
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +20,6 @@ from finetune.tasks.ner.schemes import Entity, Tag, begins, check_sentence, enti
 from finetune.tasks.ner.words import place_words, split_words
 from spanbert.errors import UserError
 
-STDIN = Path("-")
 SPAN_KEYS = ("spans", "entities", "label")
 TAG_KEYS = ("tags", "ner_tags")
 
@@ -84,13 +81,8 @@ def read_sentences(
     any will do. Raises UserError for a file without tags or without a usable sentence, and, unless it is read to train
     on, at the first malformed record.
     """
-    if path == STDIN:
-        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+    with readable(path, errors="surrogateescape") as stream:
         lines = list(stream)
-        stream.detach()  # standard input is not ours to close
-    else:
-        with readable(path, errors="surrogateescape") as stream:
-            lines = list(stream)
     found = SentenceFile([], RecordReport(path, strict=purpose != "train"))
     filled = next((line for line in lines if line.strip()), "")
     labelled = purpose != "predict"

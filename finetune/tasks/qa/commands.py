@@ -17,7 +17,7 @@ from finetune.tasks.qa.records import QuestionFile, read_questions
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.config import check_range, read_json
 from spanbert.errors import UserError, note
-from spanbert.files import write_atomic
+from spanbert.files import RECORDS_BYTES, check_writable, write_atomic
 from spanbert.weights import qa_model_path
 
 
@@ -81,7 +81,7 @@ class PredictQAConfig(PredictConfig):
     """Answer the questions of a file: JSON lines of id, answer, its character offsets, probability and null odds."""
 
     file: Positional[Path]
-    """Questions: SQuAD, MRQA or flat rows, plain or .gz. Answers are not needed, and not looked at."""
+    """Questions: SQuAD, MRQA or flat rows, plain or .gz; - for standard input. Answers are not needed, and not looked at."""
     null_threshold: float | None = None
     """Answer nothing when the score of that exceeds the best answer's by more than this, instead of the threshold stored in the model; a model that otherwise always answers may then answer nothing, too."""
 
@@ -130,6 +130,8 @@ def run_predict(config: PredictQAConfig) -> None:
 def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:
     if config.file is not None:
         raise UserError("with --predictions no model runs: give only the labelled file.")
+    if config.output is not None:
+        check_writable(config.output, "files inside")
     questions = read_questions(config.model, "evaluate", check_offsets=not config.ignore_offsets).first(config.limit)
     metrics = score_predictions(predictions, questions)
     print(describe(metrics))
@@ -140,7 +142,7 @@ def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:
 
 def score_predictions(predictions: Path, questions: QuestionFile) -> dict[str, float]:
     """Official metrics of an existing predictions file (id → text), without a model."""
-    content = read_json(predictions)
+    content = read_json(predictions, RECORDS_BYTES)
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise UserError(f"{predictions}: expected one JSON object from question id to answer text.")
     golds = {question.id: question.answers for question in questions.questions}

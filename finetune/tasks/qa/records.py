@@ -115,7 +115,7 @@ class QuestionFile:
 
 
 def read_questions(path: Path, purpose: Purpose, *, check_offsets: bool = True) -> QuestionFile:
-    """All paragraphs of `path` that have a usable question.
+    """All paragraphs of `path`, or of standard input for `-`, that have a usable question.
 
     check_offsets: False accepts answers whose text is not at its offset, keeping the text and no span: enough
                    for the official metrics, which never look at offsets, and for files known to be off.

@@ -10,10 +10,8 @@ SemEval's e1 is the subject, e2 the object. To predict, a line with the four mar
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any, NamedTuple
 from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, has, need, need_text, readable
 from spanbert.errors import UserError
 
-STDIN = Path("-")
 NUMBERED = re.compile(r"\s*(\d+)\t(.*)")
 MARKED = re.compile(r"<e([12])>(.*?)</e\1>")
 
@@ -75,13 +72,8 @@ def read_pairs(path: Path, purpose: Purpose, known: tuple[str, ...] = ()) -> Pai
     known: relations there may be; empty when any will do. Raises UserError for a file without a usable pair and, unless
     it is read to train on, at the first malformed record.
     """
-    if path == STDIN:
-        stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape")
+    with readable(path, errors="surrogateescape") as stream:
         content = stream.read()
-        stream.detach()  # standard input is not ours to close
-    else:
-        with readable(path, errors="surrogateescape") as stream:
-            content = stream.read()
     report = RecordReport(path, strict=purpose != "train")
     labelled = purpose != "predict"
     begin = content.lstrip()[:1]

@@ -101,5 +101,5 @@ def test_a_bad_sidecar_names_its_line(change, message, configure, tmp_path, docu
 
 
 def test_a_missing_sidecar(configure, tmp_path):
-    with pytest.raises(UserError, match=r"absent\.jsonl does not exist"):
+    with pytest.raises(UserError, match=r"absent\.jsonl is no file"):
         run_prepare(configure(spans=tmp_path / "absent.jsonl"))
