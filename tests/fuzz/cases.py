@@ -31,7 +31,7 @@ def fuzz(
 ) -> Counter[str]:
     """``read`` what ``make`` gives for each of so many seeds; print and return how often which outcome.
 
-    read: returns a word for what came of it. A UserError is an outcome, too: one printable line. Anything else that is
+    read: returns a word for what came of it. A UserError is an outcome, too: one line. Anything else that is
     raised is a failure, whose message says how to have the same case again.
     """
     outcomes: Counter[str] = Counter()
@@ -57,10 +57,10 @@ def fuzz(
 
 
 def check_message(message: str, where: str) -> None:
-    """One line that a terminal shows, of a bearable length."""
-    assert message.isprintable(), f"{where}: {message!r}"
-    assert len(message) < 3000, f"{where}: a message of {len(message)} characters"
-    message.encode()
+    """One line of a bearable length; what no terminal takes, ``spanbert.terminal`` shows."""
+    assert message.strip(), f"{where}: an empty message"
+    assert "\n" not in message, f"{where}: {message!r}"
+    assert len(message) < 3000, f"{where}: a message of {len(message)} characters: {message[:500]!r}"
 
 
 @contextlib.contextmanager
