@@ -10,6 +10,7 @@ import faulthandler
 import os
 import random
 import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def fuzz(
     with bounded_memory(MOST_MEMORY), mock.patch("os.fsync"):  # nothing here has to outlive a power cut
         for number in range(cases):
             content = make(random.Random(f"{seed} {number}"))
-            faulthandler.dump_traceback_later(LONGEST, exit=True)
+            faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.__stderr__)
             try:
                 outcomes[read(content)] += 1
             except UserError as error:

@@ -34,7 +34,13 @@ TACRED = [
     for n, (kind, relation) in enumerate((("ORGANIZATION", "sings_at"), ("CITY", "no_relation")))
 ]  # fmt: skip
 PAIRS = [
-    {"id": n, "text": "José sang at the Tate.", "subject": [0, 4, "PER"], "object": [17, 21, "ORG"], "relation": relation}
+    {
+        "id": n,
+        "text": "José sang at the Tate.",
+        "subject": [0, 4, "PER"],
+        "object": [17, 21, "ORG"],
+        "relation": relation,
+    }
     for n, relation in enumerate(("sings_at", "other"))
 ]
 TOKENS: list[Any] = [
@@ -43,7 +49,12 @@ TOKENS: list[Any] = [
     {"text": "José sang.", "entities": [{"start": 0, "end": 4, "label": "PER"}]},
 ]
 LINES = {"ner.conll": ROWS, "ner.conllu": CONLLU, "relation.semeval": SEMEVAL}
-RECORDS = {"ner.jsonl": TOKENS, "relation.tacred.json": TACRED, "relation.tacred.jsonl": TACRED, "relation.jsonl": PAIRS}
+RECORDS = {
+    "ner.jsonl": TOKENS,
+    "relation.tacred.json": TACRED,
+    "relation.tacred.jsonl": TACRED,
+    "relation.jsonl": PAIRS,
+}
 
 
 def maker(name: str) -> Callable[[random.Random], bytes]:

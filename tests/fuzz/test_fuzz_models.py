@@ -87,7 +87,21 @@ def header_maker(good: Path) -> Callable[[random.Random], Folder]:
                 entry = value.get(draw.choice(sorted(header)))
                 if isinstance(entry, dict):
                     entry[draw.choice(("dtype", "shape", "data_offsets"))] = draw.choice(
-                        ("F32", "F16", "I8", "BOOL", "F4", [], [0], [8, 8], [1 << 62, 4], [-1], [0, 1 << 62], [64, 32], 7)
+                        (
+                            "F32",
+                            "F16",
+                            "I8",
+                            "BOOL",
+                            "F4",
+                            [],
+                            [0],
+                            [8, 8],
+                            [1 << 62, 4],
+                            [-1],
+                            [0, 1 << 62],
+                            [64, 32],
+                            7,
+                        )
                     )
         text = json.dumps(value, separators=(",", ":"))
         text = mutate_text(draw, text) if draw.random() < 0.1 else text

@@ -15,7 +15,22 @@ from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 30
-WORDS = ("the", "mill", "river", "##s", "##ed", "[unused1]", ".", ",", "1901", "José", *"abcdeThmr#[]", "##a", "##e", "水")
+WORDS = (
+    "the",
+    "mill",
+    "river",
+    "##s",
+    "##ed",
+    "[unused1]",
+    ".",
+    ",",
+    "1901",
+    "José",
+    *"abcdeThmr#[]",
+    "##a",
+    "##e",
+    "水",
+)
 TEXTS = (
     "The mill by the river. [SEP] <ent> a1901", "", "\u0301e\u200d\ud800 水 \x00\u2028 [MASK]<ent><ent>", "a" * 300,
     "DZ\u0130\u1e9e ﬁ 👩\u200d🔬", " [unused1]##s José <e2> ",
