@@ -30,7 +30,7 @@ from pretrain.data.readers import (
     read_lines,
     whole_lines,
 )
-from spanbert.errors import UserError, note
+from spanbert.errors import UserError, first_line, note
 from spanbert.tokenizer.wordpiece import whole_characters
 
 PART_BYTES = 16 << 20
@@ -230,8 +230,10 @@ class Corpus:
                     for value in batch.column(0).to_pylist():
                         text = get_field({column: value}, self.text_field)
                         yield from self._record(None if text is MISSING else text)
-            except pa.ArrowException as error:
-                raise UserError(f"{source} is not a whole parquet file: {error}") from error
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # the system's; pyarrow's has no number
+                    raise
+                raise UserError(f"{source} is not a whole parquet file: {first_line(error)}") from error
 
     def _hugging_face(self, source: str) -> Iterator[Document]:
         import datasets

@@ -149,6 +149,11 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
         some = combinations[start : start + BATCH]
         for lengths, log_probs_MV in zip(some, span_log_probs(model, tokenizer, template, some, head), strict=True):
             scored += [(c, log_probs_MV) for c in best_fills(log_probs_MV, lengths, tokenizer, top_k)]
+    if not scored:
+        raise UserError(
+            "the model gives no token a probability above 0: its numbers are too large to compute with, so the file is "
+            "damaged or its training diverged"
+        )
     scored.sort(key=lambda item: -item[0].mean_log_probability)
     probs, ids = scored[0][1].exp().topk(min(top_k, scored[0][1].shape[1]))
     positions = [

@@ -22,9 +22,12 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 #: Embedding matrices are padded up to a multiple of one of these; any other surplus is another model's matrix.
 PADDING_MULTIPLES = (8, 16, 32, 64, 128)
 
+#: What weights may be stored as. (The 8-bit kinds of floating point are quantised: PyTorch cannot even add them up.)
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 def check_numbers(tensors: Mapping[str, Tensor], file: str) -> None:
-    """Every tensor of the encoder and of known heads holds finite floating-point numbers.
+    """Every tensor of the encoder and of known heads holds finite numbers of one of ``NUMBERS``.
 
     A sum is not finite if any of its numbers is not; only then each is looked at (in fp16 a sum may overflow).
     Raises UserError that names the first tensor for which it is not so.
@@ -33,7 +36,7 @@ def check_numbers(tensors: Mapping[str, Tensor], file: str) -> None:
     for name, tensor in tensors.items():
         if not name.startswith(known):
             continue
-        if not tensor.is_floating_point():
+        if tensor.dtype not in NUMBERS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(
                 f"{file}: {name} holds {kind} numbers: expected fp32, fp16 or bf16, so undo the quantisation"
