@@ -309,7 +309,7 @@ def test_documents_without_a_token(configure, tmp_path, capsys):
         (b"\x01\n\n\x02", {}, "no text found"),
         (b"words", {"block_length": 4}, "block_length is 4: expected 8 to 1000000"),
         (b"words", {"validation_share": 1.0}, "not in"),
-        (b"words", {"processes": 0}, "--processes 0"),
+        (b"words", {"processes": 0}, "processes is 0: expected 1 to 1000"),
         (b"words", {"tokenizer": Path("/absent")}, "/absent does not exist"),
     ],
 )

@@ -21,7 +21,7 @@ def test_tokenizer_command(corpus_file, tmp_path, capsys):
     assert "of 60 documents" in printed and "sample limit 0.02 MB" in printed
     tokenizer = Tokenizer.load(tmp_path / "tok")
     assert tokenizer.special_ids.tolist() == [0, 1, 2, 3, 4] and tokenizer.vocab_size <= 150
-    with pytest.raises(UserError, match="too small"):
+    with pytest.raises(UserError, match="vocab_size is 3: expected 10 to"):
         run_train_tokenizer(TrainTokenizerConfig(inputs=(str(corpus_file),), output=tmp_path / "x", vocab_size=3))
     empty = tmp_path / "empty.txt"
     empty.write_text("")

@@ -163,7 +163,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(tokenizer_folder, tmp_
         ({"texts": ("  ",)}, "no text"),
         ({"texts": ("☃☃",)}, "nothing to mask"),
         ({"draws": 0}, "draws"),
-        ({"block_length": 2}, "block-length"),
+        ({"block_length": 2}, "block_length is 2: expected 3 to"),
     ],
 )
 def test_mistakes_are_one_sentence(tokenizer_folder, settings, message):

@@ -24,8 +24,8 @@ from spanbert.checkpoint.import_bert import ImportConfig, run_import
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
-from spanbert.model.encoder import Encoder, initialise
-from spanbert.model.models import SpanBertForPretraining, SpanBertForSequenceClassification
+from spanbert.model.encoder import initialise
+from spanbert.model.models import SpanBertForPretraining, SpanBertForSequenceClassification, SpanBertModel
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 SHAPE = EncoderConfig(
@@ -41,13 +41,11 @@ SHAPE = EncoderConfig(
 TOKENIZER = Tokenizer({token: number for number, token in enumerate([*SPECIAL_TOKENS, *"abcdefghijk"])})
 
 
-class RegionModel(nn.Module):
+class RegionModel(SpanBertModel):
     """A made-up task: two layers on the encoder, the second as wide as there are labels."""
 
     def __init__(self, config: EncoderConfig, num_labels: int, backend: str = "eager"):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, backend)
+        super().__init__(config, backend)
         self.regions = nn.ModuleDict({"inner": nn.Linear(config.hidden_size, 8), "mix": nn.Linear(8, 8)})
         self.kinds = nn.Linear(8, num_labels)
         initialise(self, config.initializer_range)
