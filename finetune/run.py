@@ -184,7 +184,8 @@ class FinetuneRun:
             self._take_best(best)
             step = best.step
             print(f"the best state is that of step {best.step:,}, {prepared.task.main_metric} {best.score:.2f}")
-        evaluation, failed = None, None
+        evaluation: Evaluation | None = None
+        failed: Exception | None = None
         try:
             evaluation = self._evaluate(self.prepared.dev)
         except Exception as error:  # the model first

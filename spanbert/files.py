@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import itertools
 import os
@@ -222,6 +223,9 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
             raise UserError(f"{option} {path} is a file: give the name of a folder")
         if kind == "folder" and path.is_mount():
             raise UserError(f"{option} {path} is where a file system is mounted: name a folder in it")
+        with contextlib.suppress(OSError):
+            for old in inside.glob(f".{glob.escape(path.name)}.*.writable"):  # of a process that was killed
+                old.unlink(missing_ok=True)
         try:
             for folder in reversed([probe.parent, *probe.parent.parents]):
                 if not folder.is_dir():
@@ -232,11 +236,12 @@ def check_writable(path: Path, kind: Literal["file", "files inside", "folder"], 
                 handle.flush()
                 os.fsync(handle.fileno())
         finally:
-            with contextlib.suppress(OSError):
-                probe.unlink(missing_ok=True)
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            try:
+                probe.unlink(missing_ok=True)  # where nothing can be removed, nothing can be renamed into place
+            finally:
+                for folder in reversed(made):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
     except OSError as error:
         raise UserError(
             f"{option} {path} cannot be written ({error.strerror or error}): choose another place"

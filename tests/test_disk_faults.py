@@ -1,7 +1,8 @@
 """Every command, while the disk fails it: each opening, reading, writing, syncing and renaming in turn.
 
-Whatever fails: one sentence and an exit status that is not 0, or success, for tidying and extras may fail. The same command
-then comes to its end, so nothing half-written was taken for whole, and leaves nothing but finished outputs.
+Whatever fails: one sentence and an exit status that is not 0, or success with a whole output, for tidying and extras may
+fail. No process is left, and beside finished outputs only names of ``LEFT_OVER`` are. The same command then comes to its
+end, so nothing half-written was taken for whole, and leaves nothing but finished outputs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import builtins
 import errno
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,8 +28,10 @@ from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EMFILE", "ESTALE")
+#: What a command that ends well may leave: names that its next start clears.
+LEFT_OVER = re.compile(r"\..+\.[0-9]+\.(partial|old)")
 #: A sample of the calls for the fast tests: fractions of the way through a command.
-PLACES = (0.1, 0.5, 0.93)
+PLACES = (0.25, 0.85)
 TEXT = "\n\n".join(f"Anna saw the {a} fox and the {b} dog near a house.\nIt was {c}." for a in ("red", "old", "wet")
                    for b in ("big", "sad") for c in ("late", "good", "cold"))  # fmt: skip
 
@@ -152,6 +156,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
+def hidden(out: Path) -> list[str]:
+    """What lies below ``out`` under the names of left-overs; a run's lock is its own."""
+    return [path.name for path in out.rglob(".*") if path.name != ".lock"]
+
+
+def children() -> list[str]:
+    """The processes that this one started and that still are, but for Python's own tracker of shared memory."""
+    numbers = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in numbers]
+    return [command for command in commands if "resource_tracker" not in command]
+
+
 def calls_of(command: str, made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     out.mkdir()
     faults = Faults(made, out)
@@ -176,15 +192,20 @@ def fail_once(
     where = f"{command}: {error} at call {at}, status {status}: {said}"
     assert "Traceback" not in said and "this is a bug" not in said, where
     assert status in (0, 1, 2), where
+    assert not children(), where
     if status:
         errors = [line for line in said.replace("\r", "\n").split("\n") if line.startswith("error: ")]
         assert len(errors) == 1, where
+    else:
+        whole(command, out)
+        strange = [name for name in hidden(out) if not LEFT_OVER.fullmatch(name)]
+        assert not strange, f"{where}\nleft: {strange}"
+    if status or hidden(out):
         again = words(command, made, out)
         begun = command in ("pretrain", "finetune classify") and (out / command.split()[0] / "config.json").exists()
         status = main([*again, "--resume"] if begun else again)
         assert status == 0, f"{where}\nagain: {capsys.readouterr().err}"
-        left = [path.name for path in out.iterdir() if path.name.startswith(".")]
-        assert not left, where
+        assert not hidden(out), f"{where}\nleft: {hidden(out)}"
     whole(command, out)
     shutil.rmtree(out)
 

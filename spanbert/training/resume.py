@@ -7,6 +7,7 @@ run is locked before any of this is read, so nobody else can change it in betwee
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from spanbert.checkpoint.store import CheckpointStore
 from spanbert.config import read_json_object, save_json
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder
+from spanbert.files import atomic_folder, remove_leftovers
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import RunFolder, check_same_config, hold_run, refuse_existing_run
 
@@ -78,6 +79,8 @@ class RunStart:
             self.close()
             raise
         if checkpoint is None and complete():
+            with contextlib.suppress(OSError):  # nothing else comes here any more
+                remove_leftovers(self.output)
             return True, None, True
         if checkpoint is None:
             earlier = "earlier " if self.before else ""

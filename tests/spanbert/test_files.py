@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -237,3 +238,23 @@ def test_a_lone_surrogate_is_written_as_json_writes_it(tmp_path):
     """One in the id of a dev question kept the predictions, and the model behind them, from being written."""
     write_atomic(tmp_path / "a", '{"id": "\udc80𝄞"}')
     assert (tmp_path / "a").read_text() == '{"id": "\\udc80𝄞"}'
+
+
+def test_a_proof_of_writing_that_stays_is_no_proof(tmp_path, monkeypatch):
+    """What cannot be removed cannot be renamed into place either; what stayed is cleared by the next start."""
+    honest = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.name.endswith(".writable"):
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        honest(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(UserError, match="cannot be written"):
+            check_writable(tmp_path / "out", "file")
+    (left,) = tmp_path.iterdir()
+    left.rename(left.with_name(".out.1.writable"))
+    (tmp_path / ".other.1.writable").touch()
+    check_writable(tmp_path / "out", "file")
+    assert [path.name for path in tmp_path.iterdir()] == [".other.1.writable"]
