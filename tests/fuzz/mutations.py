@@ -30,7 +30,7 @@ def mutate_value(draw: random.Random, value: Any) -> Any:
     value = copy.deepcopy(value)
     places = list(_places(value))
     if not places:
-        return draw.choice(ODD_VALUES)
+        return copy.deepcopy(draw.choice(ODD_VALUES))
     parent, key = draw.choice(places)
     action = draw.randrange(8)
     if action == 0 and isinstance(parent, dict):
@@ -54,7 +54,7 @@ def mutate_value(draw: random.Random, value: Any) -> Any:
     elif action == 6 and isinstance(parent[key], int):
         parent[key] += draw.choice((-1, 1, 10**9, -(10**9)))
     else:
-        parent[key] = draw.choice(ODD_VALUES)
+        parent[key] = copy.deepcopy(draw.choice(ODD_VALUES))
     return value
 
 
