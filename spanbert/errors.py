@@ -6,12 +6,20 @@ import os
 import re
 import sys
 
+LONGEST_MESSAGE = 2000  # characters
+
 
 class UserError(Exception):
     """Bad input or a wrong flag. The message is one sentence or two: what (file, line, record), expected what, do what.
 
     The command line prints it after ``error:`` and exits with status 2; nothing else in the message is for machines.
+    A message that quotes a file's or a flag's very long value is cut in the middle: what is wrong and what to do remain.
     """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 2 :]}"
+        super().__init__(message)
 
 
 def outside_cause(error: Exception) -> str | None:

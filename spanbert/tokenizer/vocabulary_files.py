@@ -57,16 +57,29 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
         raise UserError(f"{path} does not exist: name a folder, a vocab.txt or a tokenizer.json")
     config_path = path.parent / "tokenizer_config.json"
     config = read_json_object(config_path, "a tokenizer's settings") if config_path.is_file() else {}
-    for name, kinds, expected in (
-        ("do_lower_case", bool, "true or false"),
-        ("tokenize_chinese_chars", bool, "true or false"),
-        ("strip_accents", bool | None, "true, false or null"),
-    ):
-        if name in config and not isinstance(config[name], kinds):
-            raise UserError(f"{config_path}: {name} is {config[name]!r}, expected {expected} (or leave it out)")
+    for name, kinds in (
+        ("do_lower_case", bool), ("tokenize_chinese_chars", bool), ("strip_accents", bool | None),
+        ("tokenizer_class", str | None),
+    ):  # fmt: skip
+        _check_setting(config_path, config, name, kinds)
     files = _read_tokenizer_json(path, config) if path.suffix == ".json" else _read_vocab_txt(path, config)
     _add_extra(files, config)
+    try:
+        "".join(files.vocabulary).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} or a file beside it has a token with half a character (a lone surrogate)") from error
     return files
+
+
+#: Types of settings, in words.
+EXPECTED: dict[Any, str] = {
+    bool: "true or false", bool | None: "true, false or null", str: "a string", str | None: "a string or null",
+}  # fmt: skip
+
+
+def _check_setting(path: Path, values: dict[str, Any], name: str, kinds: Any) -> None:
+    if name in values and not isinstance(values[name], kinds):
+        raise UserError(f"{path}: {name} is {values[name]!r}, expected {EXPECTED[kinds]} (or leave it out)")
 
 
 def _read_vocab_txt(path: Path, config: dict[str, Any]) -> TokenizerFiles:
@@ -121,13 +134,20 @@ def _read_tokenizer_json(path: Path, config: dict[str, Any]) -> TokenizerFiles:
         )
     if model.get("continuing_subword_prefix", CONTINUATION) != CONTINUATION:
         raise UserError(f"{path} marks word continuations by {model['continuing_subword_prefix']!r}, expected '##'")
+    for name in ("lowercase", "handle_chinese_chars", "clean_text"):
+        _check_setting(path, normalizer, name, bool)
+    _check_setting(path, normalizer, "strip_accents", bool | None)
+    _check_setting(path, model, "unk_token", str)
+    longest = model.get("max_input_chars_per_word", LONGEST_WORD)
+    if type(longest) is not int or not 0 <= longest < 1 << 31:
+        raise UserError(f"{path}: max_input_chars_per_word is {longest!r}, expected a number of characters")
     try:
         vocabulary = dict(model["vocab"])
         words = set(vocabulary)
         added = tuple(_added(entry, words) for entry in content.get("added_tokens") or [])
         for entry in content.get("added_tokens") or []:
             vocabulary.setdefault(entry["content"], entry["id"])
-        good = all(type(number) is int for number in vocabulary.values())
+        good = all(isinstance(token, str) and type(number) is int for token, number in vocabulary.items())
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:
@@ -138,7 +158,7 @@ def _read_tokenizer_json(path: Path, config: dict[str, Any]) -> TokenizerFiles:
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
     }
     files = TokenizerFiles(path, vocabulary, {"added": added})
-    if config.get("tokenizer_class", "BertTokenizer").removesuffix("Fast") == "BertTokenizer":
+    if (config.get("tokenizer_class") or "BertTokenizer").removesuffix("Fast") == "BertTokenizer":
         for name in theirs:
             if name in config and config[name] != theirs[name]:
                 files.notes.append(
@@ -152,7 +172,7 @@ def _read_tokenizer_json(path: Path, config: dict[str, Any]) -> TokenizerFiles:
         "split_chinese": theirs["tokenize_chinese_chars"],
         "clean_text": normalizer.get("clean_text", True),
         "unk_token": model.get("unk_token", "[UNK]"),
-        "longest_word": model.get("max_input_chars_per_word", LONGEST_WORD),
+        "longest_word": longest,
     }
     return files
 
@@ -180,7 +200,7 @@ def _add_extra(files: TokenizerFiles, config: dict[str, Any]) -> None:
                     f"{path.parent}: the added token {token.content!r} is given the id {entry['id']}, but is token "
                     f"{files.vocabulary[token.content]} of {path.name}: correct one of them"
                 )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{path.parent}: the added tokens beside {path.name} are not a table of tokens and ids"
         ) from error
@@ -206,4 +226,4 @@ def _added(entry: dict[str, Any], words: set[str]) -> AddedToken:
 
 def _content(token: Any) -> str:
     """A special token's name, which may be given with its flags."""
-    return token["content"] if isinstance(token, dict) and "content" in token else str(token)
+    return str(token["content"]) if isinstance(token, dict) and "content" in token else str(token)

@@ -28,12 +28,19 @@ MOST_MEMORY = 1 << 30  # bytes of address space that a format's cases may take b
 
 
 def fuzz(
-    name: str, cases: int, make: Callable[[random.Random], C], read: Callable[[C], str], seed: int = SEED
+    name: str,
+    cases: int,
+    make: Callable[[random.Random], C],
+    read: Callable[[C], str],
+    seed: int = SEED,
+    *,
+    printable: bool = False,
 ) -> Counter[str]:
     """``read`` what ``make`` gives for each of so many seeds; print and return how often which outcome.
 
     read: returns a word for what came of it. A UserError is an outcome, too: one line. Anything else that is
-    raised is a failure, whose message says how to have the same case again.
+    raised is a failure, whose message says how to have the same case again. printable: messages have nothing in them that
+    a terminal would not show as it is.
     """
     outcomes: Counter[str] = Counter()
     with bounded_memory(MOST_MEMORY), mock.patch("os.fsync"):  # nothing here has to outlive a power cut
@@ -43,7 +50,7 @@ def fuzz(
             try:
                 outcomes[read(content)] += 1
             except UserError as error:
-                check_message(str(error), f"seed {seed}, case {number}")
+                check_message(str(error), f"seed {seed}, case {number}", printable=printable)
                 outcomes["refused"] += 1
             except KeyboardInterrupt:
                 raise
@@ -57,10 +64,11 @@ def fuzz(
     return outcomes
 
 
-def check_message(message: str, where: str) -> None:
+def check_message(message: str, where: str, *, printable: bool) -> None:
     """One line of a bearable length; what no terminal takes, ``spanbert.terminal`` shows."""
     assert message.strip(), f"{where}: an empty message"
     assert "\n" not in message, f"{where}: {message!r}"
+    assert message.isprintable() or not printable, f"{where}: {message!r}"
     assert len(message) < 3000, f"{where}: a message of {len(message)} characters: {message[:500]!r}"
 
 

@@ -1,7 +1,7 @@
 """Seeded mutators of JSON values, text and bytes: what broken exports, editors and transfers make of good files.
 
 Each takes a ``random.Random`` and returns a changed copy. A fuzzer of another format brings good files and a function that
-reads one, and takes ``run`` for the rest.
+reads one, and takes ``fuzz`` of ``tests.fuzz.cases`` for the rest.
 """
 
 from __future__ import annotations
@@ -10,11 +10,7 @@ import copy
 import gzip
 import json
 import random
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
-
-from spanbert.errors import UserError
 
 #: What takes a field's place: every type of JSON, and the values that trip readers.
 ODD_VALUES: tuple[Any, ...] = (
@@ -34,7 +30,7 @@ def mutate_value(draw: random.Random, value: Any) -> Any:
     value = copy.deepcopy(value)
     places = list(_places(value))
     if not places:
-        return draw.choice(ODD_VALUES)
+        return copy.deepcopy(draw.choice(ODD_VALUES))
     parent, key = draw.choice(places)
     action = draw.randrange(8)
     if action == 0 and isinstance(parent, dict):
@@ -58,7 +54,7 @@ def mutate_value(draw: random.Random, value: Any) -> Any:
     elif action == 6 and isinstance(parent[key], int):
         parent[key] += draw.choice((-1, 1, 10**9, -(10**9)))
     else:
-        parent[key] = draw.choice(ODD_VALUES)
+        parent[key] = copy.deepcopy(draw.choice(ODD_VALUES))
     return value
 
 
@@ -111,27 +107,3 @@ def mutate_bytes(draw: random.Random, content: bytes) -> bytes:
 def dump(draw: random.Random, value: Any) -> str:
     """A JSON value as one program or another writes it."""
     return json.dumps(value, ensure_ascii=draw.random() < 0.5, indent=draw.choice((None, None, 1)))
-
-
-def run(cases: int, seed: int, make: Callable[[random.Random], bytes], read: Callable[[bytes], str]) -> Counter[str]:
-    """``read`` what ``make`` gives for each of so many seeds → how often which outcome.
-
-    read: returns a word for what came of it. A UserError is an outcome, too: one printable line. Anything else that is
-    raised is a failure, whose message says how to have the same case again.
-    """
-    outcomes: Counter[str] = Counter()
-    for number in range(cases):
-        content = make(random.Random(f"{seed} {number}"))
-        try:
-            outcomes[read(content)] += 1
-        except UserError as error:
-            message = str(error)
-            assert message.isprintable(), f"seed {seed}, case {number}: {message!r}"
-            assert len(message) < 3000, f"seed {seed}, case {number}: a message of {len(message)} characters"
-            message.encode()
-            outcomes["refused"] += 1
-        except Exception as error:
-            raise AssertionError(
-                f"seed {seed}, case {number}: {type(error).__name__}: {error}: {content[:2000]!r}"
-            ) from error
-    return outcomes

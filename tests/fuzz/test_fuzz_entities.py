@@ -135,7 +135,7 @@ def reader(name: str, path: Path, tokenizer: Tokenizer) -> Callable[[bytes], str
 
 @pytest.mark.parametrize("name", [*LINES, *RECORDS])
 def test_broken_records_end_in_examples_or_in_a_sentence(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    outcomes = fuzz(name, FAST_CASES, maker(name), reader(name, tmp_path / name, tokenizer))
+    outcomes = fuzz(name, FAST_CASES, maker(name), reader(name, tmp_path / name, tokenizer), printable=True)
     assert outcomes["refused"], "the mutations break nothing"
     assert outcomes["read whole"] or outcomes["read in part"], "the mutations leave nothing to read"
 
@@ -143,4 +143,4 @@ def test_broken_records_end_in_examples_or_in_a_sentence(name: str, tokenizer: T
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LINES, *RECORDS])
 def test_many_broken_records(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, maker(name), reader(name, tmp_path / name, tokenizer), SEED + 1)
+    fuzz(name, SLOW_CASES, maker(name), reader(name, tmp_path / name, tokenizer), SEED + 1, printable=True)

@@ -1,13 +1,8 @@
-"""Broken labelled files end in right examples or in one sentence, never in a traceback, and never hang.
-
-SPANBERT_FUZZ_CASES is the number of cases of each format in the slow test, SPANBERT_FUZZ_SEED the seed of all.
-"""
+"""Broken labelled files end in right examples or in one sentence, never in a traceback, and never hang."""
 
 import csv
-import faulthandler
 import io
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +19,13 @@ from finetune.tasks.qa.features import WindowConfig
 from finetune.tasks.qa.records import read_questions
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.tokenizer.wordpiece import Tokenizer
-from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value, run
+from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 from tests.qa_samples import data, tokenizer
 
 __all__ = ["data", "tokenizer"]
 
-SEED = int(os.environ.get("SPANBERT_FUZZ_SEED", "0"))
 FAST_CASES = 60
-SLOW_CASES = int(os.environ.get("SPANBERT_FUZZ_CASES", "3000"))
-LONGEST = 60  # seconds for a format's cases of the fast test, and for as many of the slow one
 
 PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "predict")
 CONTEXT = "The old mill was built by the river. The canal was opened in 1901 by José in Zürich."
@@ -131,8 +124,7 @@ FORMATS = (
 )  # fmt: skip
 
 
-def fuzz(name: str, cases: int, seed: int, data: Path, tokenizer: Tokenizer, folder: Path) -> None:
-    """Run the cases of a format; print how many ended how."""
+def fuzz_format(name: str, cases: int, seed: int, data: Path, tokenizer: Tokenizer, folder: Path) -> None:
     path = folder / name
     read_one = read_classification if name.startswith("texts") else read_qa
     number = 0
@@ -144,12 +136,7 @@ def fuzz(name: str, cases: int, seed: int, data: Path, tokenizer: Tokenizer, fol
         examples, skipped = read_one(path, PURPOSES[number % 3], tokenizer)
         return ("read in part" if skipped else "read whole") if examples else "nothing left"
 
-    faulthandler.dump_traceback_later(LONGEST * max(1, cases // FAST_CASES), exit=True)
-    try:
-        outcomes = run(cases, seed, maker(name, data), read)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    print(f"{name}: {', '.join(f'{count:,} {outcome}' for outcome, count in sorted(outcomes.items()))}")
+    outcomes = fuzz(name, cases, maker(name, data), read, seed, printable=True)
     assert outcomes["refused"], "the mutations break nothing"
     assert outcomes["read whole"] or outcomes["read in part"], "the mutations leave nothing to read"
 
@@ -158,10 +145,10 @@ def fuzz(name: str, cases: int, seed: int, data: Path, tokenizer: Tokenizer, fol
 def test_broken_files_end_in_examples_or_in_a_sentence(
     name: str, data: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    fuzz(name, FAST_CASES, SEED, data, tokenizer, tmp_path)
+    fuzz_format(name, FAST_CASES, SEED, data, tokenizer, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_broken_files(name: str, data: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, SEED + 1, data, tokenizer, tmp_path)
+    fuzz_format(name, SLOW_CASES, SEED + 1, data, tokenizer, tmp_path)

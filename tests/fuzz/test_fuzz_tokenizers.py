@@ -1,5 +1,6 @@
 """Broken vocabularies and tokenizer files end in a tokenizer that works or in one sentence."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from spanbert.tokenizer.vocabulary_files import SPECIAL_TOKENS, AddedToken
 from spanbert.tokenizer.wordpiece import Tokenizer, whole_characters
 from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
-from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
+from tests.fuzz.mutations import ODD_VALUES, dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 30
 WORDS = (
@@ -76,6 +77,19 @@ FORMATS = {
 }
 
 
+def set_option(draw: random.Random, value: Any) -> None:
+    """An odd value for one of the settings, which are few beside a vocabulary."""
+    found = [value, *value.values()] if isinstance(value, dict) else []
+    found += (
+        value.get("added_tokens", []) if isinstance(value, dict) and isinstance(value.get("added_tokens"), list) else []
+    )
+    objects = [one for one in found if isinstance(one, dict) and one and "[UNK]" not in one]
+    if objects:
+        chosen = draw.choice(objects)
+        key = draw.choice([key for key in chosen if key != "vocab"] or list(chosen))
+        chosen[key] = copy.deepcopy(draw.choice(ODD_VALUES))
+
+
 def maker(name: str, good: dict[str, bytes]) -> Callable[[random.Random], Changed]:
     file = name.split()[0]
     others = {other: good[other] for other in FORMATS[name]}
@@ -86,6 +100,8 @@ def maker(name: str, good: dict[str, bytes]) -> Callable[[random.Random], Change
             value = json.loads(text)
             for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
                 value = mutate_value(draw, value)
+                if draw.random() < 0.5:
+                    set_option(draw, value)
             text = dump(draw, value)
         else:
             lines = text.split("\n")

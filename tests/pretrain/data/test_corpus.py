@@ -233,3 +233,21 @@ def test_other_impossible_inputs(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             read(*inputs)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_damage_anywhere_in_a_parquet_file_is_one_sentence(tmp_path, compression):
+    """A wrong byte inside made pyarrow raise its OSError without a number, or ended in a UnicodeDecodeError: neither was
+    caught, and the second was called a bug. Found by the fuzzer."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": ["é", "the canal " * 9]}), path, compression=compression)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x90]) + whole[place + 1 :])
+        try:
+            read(path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 20

@@ -305,3 +305,13 @@ def test_colour_marks_the_fill():
 def test_what_cannot_be_filled_is_one_clear_sentence(text, head, words):
     with pytest.raises(UserError, match=words):
         fill(small_model(), TOKENIZER, parse_template(text, TOKENIZER), head, 3)
+
+
+def test_a_model_whose_numbers_overflow_is_refused():
+    """Weights that are finite, but too large: no token had a probability, and the best of none was asked for. Found by
+    the fuzzer."""
+    model = small_model()
+    with torch.no_grad():
+        model.mlm.dense.weight.fill_(3e38)
+    with pytest.raises(UserError, match="too large to compute with"):
+        fill(model, TOKENIZER, parse_template("the [SPAN:2] of", TOKENIZER), "mlm", 3)

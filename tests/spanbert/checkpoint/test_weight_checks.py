@@ -132,7 +132,7 @@ def test_finiteness_costs_one_pass():
     assert (time.perf_counter() - begin) / 5 < 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_quantised_weights_are_called_so(folder, dtype):
     edit_weights(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].to(dtype)}))
     with pytest.raises(UserError, match=rf"{QUERY} holds {str(dtype)[6:]} numbers: expected fp32"):

@@ -182,6 +182,8 @@ BAD_SETTINGS = [
     ({"added_tokens_decoder": [1]}, "not a table of tokens and ids"),
     ({"added_tokens_decoder": {"3": {"content": "canal"}}}, "given the id 3, but is token"),
     ({"added_tokens_decoder": {"900": {"content": "[E1]"}}}, "does not number its"),
+    ({"tokenizer_class": ["BertTokenizer"]}, "tokenizer_class is .*, expected a string or null"),
+    ({"additional_special_tokens": ["\ud800"]}, "half a character"),
 ]
 
 
@@ -199,4 +201,34 @@ def test_a_vocabulary_is_missing_from_the_file(tmp_path):
     del content["model"]["vocab"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="expected a 'vocab' from tokens to ids"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("normalizer", {"lowercase": None}, "lowercase is None, expected true or false"),
+        ("normalizer", {"clean_text": 1.5}, "clean_text is 1.5"),
+        ("normalizer", {"strip_accents": "no"}, "strip_accents is 'no'"),
+        ("model", {"unk_token": 7}, "unk_token is 7, expected a string"),
+        ("model", {"max_input_chars_per_word": "100"}, "max_input_chars_per_word is '100'"),
+        ("model", {"max_input_chars_per_word": 10**40}, "expected a number of characters"),
+        ("model", {"vocab": [[1, 2]]}, "expected a 'vocab' from tokens to ids"),
+    ],
+)
+def test_a_bad_setting_of_a_tokenizer_json_is_one_sentence(part, values, said, tmp_path):
+    """Each was a TypeError or an OverflowError of the library. Found by the fuzzer."""
+    with_json()(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content[part] |= values
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said):
+        Tokenizer.load(tmp_path)
+
+
+def test_an_added_token_numbered_infinity_is_refused(tmp_path):
+    """An OverflowError, which was called a bug. Found by the fuzzer."""
+    with_txt(config=BERT)(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"[E1]": Infinity}')
+    with pytest.raises(UserError, match="not a table of tokens and ids"):
         Tokenizer.load(tmp_path)
