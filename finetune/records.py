@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -175,6 +176,14 @@ def _check_unpacked(path: Path) -> None:
                     f"{path}: unpacks to more than {LARGEST_UNPACKED:,} bytes, the limit for a gzip file of labelled "
                     "records; if that is meant, unpack it (gunzip) and give the plain file."
                 )
+
+
+def parse_line(line: str) -> Any:
+    """The JSON value of one line. MalformedRecord for what is none, a number of more digits than Python reads included."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise MalformedRecord("line is not valid JSON") from None
 
 
 def has(entry: Any, key: str) -> bool:

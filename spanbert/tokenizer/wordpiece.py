@@ -86,7 +86,9 @@ class Tokenizer:
         self.numbered = numbered
         self._ids = dict(vocabulary)
         self._fast = self._build()
-        for token in self.added:
+        for token, (content, _) in zip(self.added, self._added_contents, strict=True):
+            if not content:  # the library would find it between any two characters
+                raise UserError(f"{source}: nothing of the added token {token.content!r} is left once it is normalised")
             if self._fast.token_to_id(token.content) != vocabulary[token.content]:
                 raise UserError(
                     f"{source}: the added token {token.content!r} has the id {vocabulary[token.content]}, expected the "

@@ -152,4 +152,4 @@ def _inspect(path: Path) -> RunState:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)  # a longer one fits no float

@@ -173,4 +173,5 @@ def report_lost_folder(path: Path) -> Iterator[None]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl: those with a step and a split. Lines that are none, or are damaged, are passed over."""
-    return [r for r in read_json_lines(path) if type(r.get("step")) is int and isinstance(r.get("split"), str)]
+    records = [r for r in read_json_lines(path) if type(r.get("step")) is int and isinstance(r.get("split"), str)]
+    return [r for r in records if abs(r["step"]) < 1 << 63]

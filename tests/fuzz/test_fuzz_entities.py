@@ -13,6 +13,8 @@ from finetune.records import Purpose
 from finetune.task import Task
 from finetune.tasks.ner.task import NerSettings, NerTask
 from finetune.tasks.relation.task import RelationSettings, RelationTask
+from spanbert.errors import UserError
+from spanbert.terminal import JSON_ESCAPES
 from spanbert.tokenizer.wordpiece import Tokenizer
 from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
@@ -120,12 +122,12 @@ def reader(name: str, path: Path, tokenizer: Tokenizer) -> Callable[[bytes], str
             shape = (count,) if name.startswith("ner") else (2, count)
             logits = [draw.normal(size=(n, *shape)).astype(np.float32) for n in features.lengths[first:stop]]
             predictions.append(task.decode(features, example, logits))
-            json.dumps(task.record(features, example, predictions[-1]), ensure_ascii=False).encode()
+            json.dumps(task.record(features, example, predictions[-1]), ensure_ascii=False).encode(errors=JSON_ESCAPES)
         if purpose != "predict" and features.examples:
             metrics = task.score(features, predictions)
             task.describe(metrics).encode()
             for written in task.files(features, predictions).values():
-                written.encode()
+                written.encode(errors=JSON_ESCAPES)  # as it is written: an id may be of any kind
         records.summary().encode()
         lost = sum(records.report.skipped.values())
         return ("read in part" if lost else "read whole") if features.examples else "nothing left"
@@ -144,3 +146,24 @@ def test_broken_records_end_in_examples_or_in_a_sentence(name: str, tokenizer: T
 @pytest.mark.parametrize("name", [*LINES, *RECORDS])
 def test_many_broken_records(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     fuzz(name, SLOW_CASES, maker(name), reader(name, tmp_path / name, tokenizer), SEED + 1, printable=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ner.jsonl", '{"id": ' + "9" * 5000 + ', "tokens": ["a"], "tags": ["O"]}\n'),
+        ("relation.jsonl", '{"id": ' + "9" * 5000 + "}\n"),
+        ("relation.json", '[{"id": ' + "9" * 5000 + "}]"),
+        ("relation.json", "[" * 100_000),
+        ("ner.jsonl", '{"text": "José sang", "spans": [[0, 4, "\\ud800"]]}\n'),
+        ("relation.jsonl", json.dumps(PAIRS[0] | {"relation": "\ud800"}) + "\n"),
+        ("relation.jsonl", json.dumps(PAIRS[0] | {"subject": [0, 4, "\ud800"]}) + "\n"),
+    ],
+)
+def test_numbers_without_end_and_half_characters_are_refused(
+    name: str, content: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A number of more digits than Python reads was a traceback; a class that no file can hold was learnt."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=r"no usable|not JSON that can be read"):
+        task_of(name, 0).read(tmp_path / name, "train")

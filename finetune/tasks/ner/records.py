@@ -14,7 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, has, need, need_text, readable
+from finetune.records import (
+    MalformedRecord,
+    Purpose,
+    RecordReport,
+    check_text,
+    has,
+    need,
+    need_text,
+    parse_line,
+    readable,
+)
 from finetune.tasks.ner.conll import find_layout, looks_like_columns, read_blocks, words_of
 from finetune.tasks.ner.schemes import Entity, Tag, begins, check_sentence, entities_of, scheme_of
 from finetune.tasks.ner.words import place_words, split_words
@@ -95,6 +105,8 @@ def read_sentences(
     for sentence in sentences:
         try:
             check_text(sentence.text, "text")
+            for entity in sentence.entities or ():
+                check_text(entity.type, "type")
             unknown = next((e.type for e in sentence.entities or () if known and e.type not in known), None)
             if labelled and unknown is not None:
                 raise MalformedRecord("unknown type", f"{unknown!r}; the model knows {', '.join(sorted(known))}")
@@ -172,7 +184,7 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool) -> Iterat
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_line(line)
             if has(entry, "tokens"):
                 words, tags = _tokens(entry, labelled)
                 tagged.append((number, entry, words, tags))
@@ -183,8 +195,6 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool) -> Iterat
                 sentence = _with_spans(sentence, entry)
                 inside += sum(sentence.span(e) != s for e, s in zip(sentence.entities or (), sentence.spans))
             yield sentence
-        except json.JSONDecodeError:
-            found.report.malformed(f"line {number}", MalformedRecord("line is not valid JSON"))
         except MalformedRecord as error:
             found.report.malformed(f"line {number}", error)
     scheme = scheme_of(tags for *_, tags in tagged)

@@ -17,8 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.records import MalformedRecord, Purpose, RecordReport, check_text, has, need, need_text, readable
-from spanbert.errors import UserError
+from finetune.records import (
+    MalformedRecord,
+    Purpose,
+    RecordReport,
+    check_text,
+    has,
+    need,
+    need_text,
+    parse_line,
+    readable,
+)
+from spanbert.errors import UserError, first_line
 
 NUMBERED = re.compile(r"\s*(\d+)\t(.*)")
 MARKED = re.compile(r"<e([12])>(.*?)</e\1>")
@@ -103,10 +113,14 @@ def _check(pair: Pair) -> None:
             raise MalformedRecord("an entity outside the text", where)
         if not pair.text[span.start : span.end].strip():
             raise MalformedRecord("empty entity", f"the {which}")
+        if span.type.strip():
+            check_text(span.type, f"type of the {which}")
     if pair.subject.start < pair.object.end and pair.object.start < pair.subject.end:
         raise MalformedRecord("entities that overlap", f"at {pair.subject.start} and {pair.object.start}")
     if pair.relation is not None and not pair.relation.strip():
         raise MalformedRecord("empty class", "the relation has no name")
+    if pair.relation is not None:
+        check_text(pair.relation, "relation")
 
 
 def _semeval(content: str, labelled: bool, report: RecordReport) -> Iterator[Pair]:
@@ -153,6 +167,8 @@ def _json_list(content: str, labelled: bool, report: RecordReport) -> Iterator[P
         entries = json.loads(content)
     except json.JSONDecodeError as error:
         raise UserError(f"{report.path}: line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or nested too deeply
+        raise UserError(f"{report.path}: not JSON that can be read ({first_line(error)}).") from None
     for number, entry in enumerate(entries, 1):
         name = entry.get("id") if isinstance(entry, dict) else None
         yield from _json_entry(f"record {number}" + (f", id {name}" if name else ""), entry, labelled, report)
@@ -163,9 +179,9 @@ def _json_lines(content: str, labelled: bool, report: RecordReport) -> Iterator[
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            report.malformed(f"line {number}", MalformedRecord("line is not valid JSON"))
+            entry = parse_line(line)
+        except MalformedRecord as error:
+            report.malformed(f"line {number}", error)
             continue
         yield from _json_entry(f"line {number}", entry, labelled, report)
 

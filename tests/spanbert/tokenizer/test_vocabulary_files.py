@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from spanbert.errors import UserError
+from spanbert.tokenizer.vocabulary_files import AddedToken
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzé中国Ω"
@@ -232,3 +233,10 @@ def test_an_added_token_numbered_infinity_is_refused(tmp_path):
     (tmp_path / "added_tokens.json").write_text('{"[E1]": Infinity}')
     with pytest.raises(UserError, match="not a table of tokens and ids"):
         Tokenizer.load(tmp_path)
+
+
+def test_an_added_token_that_normalises_to_nothing_is_refused():
+    """The library looked for "" in the text, and panicked where a character has several bytes. Found by the fuzzer."""
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, "a", "\x00"))}
+    with pytest.raises(UserError, match="is left once it is normalised"):
+        Tokenizer(vocabulary, added=(AddedToken("\x00"),))
