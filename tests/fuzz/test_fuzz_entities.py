@@ -22,7 +22,7 @@ from tests.qa_samples import tokenizer
 
 __all__ = ["tokenizer"]
 
-FAST_CASES = 60
+FAST_CASES = 30
 PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "predict")
 
 ROWS = ["The DT O", "Tate NNP B-ORG", "Modern NNP I-ORG", "opened VBD O", ". . O", "", "José NNP B-PER", "sang VBD O"]

@@ -25,7 +25,7 @@ from tests.qa_samples import data, tokenizer
 
 __all__ = ["data", "tokenizer"]
 
-FAST_CASES = 60
+FAST_CASES = 30
 
 PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "predict")
 CONTEXT = "The old mill was built by the river. The canal was opened in 1901 by José in Zürich."

@@ -16,7 +16,7 @@ from spanbert.training.resume import DATA, RunStart
 from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 
-FAST_CASES = 60
+FAST_CASES = 30
 
 
 @dataclass(frozen=True)
