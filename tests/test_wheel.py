@@ -95,7 +95,7 @@ def test_the_wheel_holds_every_module_and_the_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         stored = set(archive.namelist())
     assert {name for name in stored if ".dist-info/" not in name} == ours
-    assert {f"spanbert/weights/{kind}/model.safetensors" for kind in ("encoder", "qa")} <= stored
+    assert {f"spanbert/weights/{kind}/model.safetensors" for kind in ("encoder", "scratch", "reader")} <= stored
 
 
 @pytest.mark.parametrize(
