@@ -17,7 +17,7 @@ from pretrain.data.corpus import Corpus
 from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 
-FAST_CASES = 30
+FAST_CASES = 60
 MOST_READ = 8 << 20  # bytes of text after which reading stops: no mutation makes more of these few lines
 RECORDS = [{"id": n, "text": f"Der Fluss {n} floß.\nIt was é 水.", "meta": {"title": "x"}} for n in range(6)]
 PACKED: dict[str, Callable[[bytes], bytes]] = {

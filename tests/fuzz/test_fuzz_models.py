@@ -21,7 +21,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
 from tests.fuzz.mutations import ODD_VALUES, dump, mutate_bytes, mutate_text, mutate_value
 
-FAST_CASES = 30
+FAST_CASES = 60
 TEXT = "the mill [SPAN:1-3] the river [MASK]."
 WEIGHTS = "model.safetensors"
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool,
