@@ -62,6 +62,18 @@ def test_lengths_beyond_the_buffer_stay_inside_it(lengths, total, triton_device)
     assert memory[:slots].max() <= total
 
 
+def test_sequences_that_overlap_stay_inside_the_table(triton_device):
+    """cu_seqlens that falls names more tiles than the table has slots for, although no row is behind the buffers."""
+    from kernels.attention_tiles_kernel import attention_tiles_kernel
+
+    cu, total = torch.tensor([0, 640, 0, 640], dtype=torch.int32), 640
+    slots = slots_needed(total, 3, 64)
+    memory = torch.full((slots + 50, 4), -7, dtype=torch.int32, device=triton_device)
+    attention_tiles_kernel[(1,)](cu.to(triton_device), memory, 3, total, slots, TILE=64, GROUP=64)
+    assert (memory[slots:] == -7).all()
+    assert memory[:slots].max() <= total
+
+
 def test_long_batches_take_tall_tiles():
     assert attention_plan(cumulative([512, 512]), 1024, 64, torch.bfloat16).tile == 128
     assert attention_plan(cumulative([178, 178]), 356, 64, torch.bfloat16).tile == 64
