@@ -104,9 +104,8 @@ assert encode_by_hand(text) == encoded.ids.tolist()
 # One sentence proves little. The same comparison on articles of Wikipedia, with formulas, Greek, phonetic script and all:
 
 # %%
-articles = [
-    a for a in lzma.open(ROOT / "sample" / "wikipedia.txt.xz", "rt", encoding="utf-8").read().split("\n\n") if a.strip()
-]
+sample = lzma.decompress((ROOT / "sample" / "wikipedia.txt.xz").read_bytes()).decode()
+articles = [article for article in sample.split("\n\n") if article.strip()]
 total = 0
 for article in articles[::3]:  # every third: the loop above is slow
     by_hand = encode_by_hand(article)

@@ -12,6 +12,7 @@ import base64
 import re
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def page(path: Path, notebook: NotebookNode) -> Page:
         made.text += f"\n{cell_text(cell)}\n"
         if cell.cell_type == "markdown":
             heading = (HEADING.findall(cell.source) or [heading])[-1]
-        for output in cell.get("outputs", ()):
+        for output in merged(cell.get("outputs", ())):
             add_output(made, output, path.stem, heading)
     made.text += f"\n---\n\n{neighbours(path)}\n"
     return made
@@ -60,6 +61,17 @@ def relinked(text: str) -> str:
     """Links as they lead from docs/tour/: other notebooks to their pages, files of the project one folder further up."""
     text = re.sub(r"\]\((\d\d_\w+)\.py", r"](\1.md", text)
     return text.replace("](../", "](../../")
+
+
+def merged(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Printed text in one part, however many it came in."""
+    whole: list[NotebookNode] = []
+    for output in outputs:
+        if whole and output.output_type == whole[-1].output_type == "stream":
+            whole[-1] = NotebookNode(whole[-1], text=whole[-1].text + output.text)
+        else:
+            whole.append(output)
+    return whole
 
 
 def add_output(made: Page, output: NotebookNode, stem: str, heading: str) -> None:

@@ -131,6 +131,18 @@ def test_what_a_page_shows_of_an_output():
     assert "Figure" not in page.text
 
 
+def test_text_that_was_printed_in_parts_is_one_block():
+    """Where the parts end is a matter of time: a page would be another one every day."""
+    parts = [nbformat.v4.new_output("stream", text=text) for text in ("one\n", "two\n")]
+    value = nbformat.v4.new_output("execute_result", {"text/plain": "3"})
+    assert [output.get("text") for output in render.merged([*parts, value, *parts])] == [
+        "one\ntwo\n",
+        None,
+        "one\ntwo\n",
+    ]
+    assert parts[0].text == "one\n"
+
+
 def test_a_page_leads_to_the_same_files_as_its_notebook():
     text = "[a](../spanbert/cli.py), [b](02_masks.py)"
     assert render.relinked(text) == "[a](../../spanbert/cli.py), [b](02_masks.md)"
