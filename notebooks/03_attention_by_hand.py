@@ -8,18 +8,21 @@
 # [kernels/attention_forward_kernel.py](../kernels/attention_forward_kernel.py); the derivation is in [docs/kernels.md](../docs/kernels.md).
 
 # %%
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU, slowly; has to be set before triton is imported
-
 import importlib.util
 import inspect
 import json
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+
+device = "cuda" if torch.cuda.is_available() else "cpu"  # of the last section alone
+if device == "cpu":
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # Triton's kernels then run on the CPU; has to be set before triton is imported
+    )
 
 import spanbert
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
@@ -274,13 +277,14 @@ if has_triton:
     )
 
 # %% [markdown]
-# With `TRITON_INTERPRET=1` the kernel runs on a CPU: every program one after another, each operation in NumPy. Far too slow for work, right for looking at. On our three sequences:
+# Without a GPU the kernel runs in Triton's interpreter (`TRITON_INTERPRET=1`, set in the first cell): every program one after another, each operation in NumPy. Far too slow for work, right for looking at. On our three sequences:
 
 # %%
 if has_triton:
-    out = attention(q_THD, k_THD, v_THD, cu_seqlens, longest, backend="triton")
+    on_device = [x.to(device) for x in (q_THD, k_THD, v_THD, cu_seqlens)]
+    out = attention(*on_device, longest, backend="triton").cpu()
     reference = attention(q_THD.double(), k_THD.double(), v_THD.double(), cu_seqlens, longest)
-    eager = attention(q_THD, k_THD, v_THD, cu_seqlens, longest)
+    eager = attention(*on_device, longest).cpu()
     kernel_error, eager_error = ((x - reference).norm() / reference.norm() for x in (out, eager))
     print(f"relative error against float64: kernel {kernel_error:.1e}, eager {eager_error:.1e}")
     assert kernel_error < 2 * eager_error  # the project's rule for a kernel
