@@ -64,9 +64,11 @@ def relinked(text: str) -> str:
 
 
 def merged(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
-    """Printed text in one part, however many it came in."""
+    """Printed text in one part, however many it came in; without warnings, which differ from machine to machine."""
     whole: list[NotebookNode] = []
     for output in outputs:
+        if output.output_type == "stream" and output.name == "stderr":
+            continue
         if whole and output.output_type == whole[-1].output_type == "stream":
             whole[-1] = NotebookNode(whole[-1], text=whole[-1].text + output.text)
         else:

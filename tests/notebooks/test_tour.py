@@ -133,7 +133,8 @@ def test_what_a_page_shows_of_an_output():
 
 def test_text_that_was_printed_in_parts_is_one_block():
     """Where the parts end is a matter of time: a page would be another one every day."""
-    parts = [nbformat.v4.new_output("stream", text=text) for text in ("one\n", "two\n")]
+    warning = nbformat.v4.new_output("stream", name="stderr", text="a library will change\n")
+    parts = [nbformat.v4.new_output("stream", text="one\n"), warning, nbformat.v4.new_output("stream", text="two\n")]
     value = nbformat.v4.new_output("execute_result", {"text/plain": "3"})
     assert [output.get("text") for output in render.merged([*parts, value, *parts])] == [
         "one\ntwo\n",
