@@ -23,6 +23,8 @@ from notebooks.tour import ROOT, execute, read, sources
 PAGES = ROOT / "docs" / "tour"
 PICTURES = {"image/svg+xml": "svg", "image/png": "png"}
 TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+INDEX_ROOM = 300  # characters about a notebook
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 #: of a picture that matplotlib writes, what no reader looks at
 SVG_NOISE = re.compile(r"<\?xml.*?\?>\s*|<!DOCTYPE.*?>\s*|<metadata>.*?</metadata>\s*", re.DOTALL)
@@ -117,9 +119,15 @@ def title(path: Path) -> str:
 
 
 def question(path: Path) -> str:
-    """The paragraph under a notebook's first heading, as one line."""
+    """What a notebook is about: the whole sentences of the paragraph under its first heading, as many as the index has room for."""
     paragraphs = read(path).cells[0].source.split("\n\n")
-    return " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+    text = " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
+    kept = ""
+    for sentence in SENTENCE_END.split(text):
+        if not sentence.endswith((".", "?", "!")) or (kept and len(kept) + len(sentence) > INDEX_ROOM):
+            break
+        kept += f" {sentence}"
+    return kept.strip()
 
 
 INDEX = """<!-- made of notebooks/ by `make tour-pages`: edit notebooks/render.py -->

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 #: No cell of the tour should come near it, on a slow machine either.
-CELL_SECONDS = 180
+CELL_SECONDS = 300
 JUPYTERS = ("jupyterlab", "notebook")
 
 

@@ -74,6 +74,14 @@ def test_the_index_is_up_to_date():
     assert (render.PAGES / "README.md").read_text("utf-8") == render.index(), "run `make tour-pages`"
 
 
+def test_the_index_says_whole_sentences(tmp_path):
+    notebook = tmp_path / "01_made_up.py"
+    notebook.write_text("# %% [markdown]\n# # Title\n#\n# What is\n# it? It is this. We ask\n#\n# 1. who\n")
+    assert render.title(notebook) == "Title" and render.question(notebook) == "What is it? It is this."
+    notebook.write_text("# %% [markdown]\n# # Title\n#\n# " + "So it goes on. " * 100 + "\n")
+    assert 280 < len(render.question(notebook)) <= 300 and render.question(notebook).endswith("on.")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_its_links_lead_somewhere(path):
     text = "\n".join(cell.source for cell in tour.read(path).cells if cell.cell_type == "markdown")
