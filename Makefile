@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 # torch comes first: an unpinned one would pull gigabytes of CUDA packages
 TORCH  ?= torch==2.13.0
 
-.PHONY: help setup demo test test-slow test-browser lint format gpu bench-masking ablation clean
+.PHONY: help setup demo test test-slow test-browser lint format tour tour-pages gpu bench-masking ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,12 @@ lint: setup  ## ruff (rules and format) and mypy
 format: setup  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tour: setup  ## a tour of the project in notebooks: opens Jupyter, or says what to install
+	$(BIN)/python -m notebooks.tour
+
+tour-pages: setup  ## run the notebooks and write them as pages to docs/tour/: make tour-pages ARGS="01 02"
+	$(BIN)/python -m notebooks.render $(ARGS)
 
 bench-masking: setup  ## masks per second beside transformers' collators
 	$(BIN)/python -m benchmarks.pretraining.masking

@@ -1,0 +1,1 @@
+"""A tour of the project in notebooks, kept as Python files in jupytext's percent format."""
