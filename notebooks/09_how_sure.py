@@ -62,8 +62,9 @@ print(f"right {right.mean():.1%}, mean probability {sure.mean():.1%}")
 
 
 # %% [markdown]
-# The reader is surer than it says: it is right more often than its probabilities add up to. One reason is easy to see in the last notebook: "Ferdinand de Lesseps" had 28 %, and
-# "the French diplomat Ferdinand de Lesseps" next to it took a share of its own. Spans that mean the same compete.
+# The reader is right more often than its probabilities add up to. Two reasons are easy to see. "Ferdinand de Lesseps" had 28 % in the last notebook, because
+# "the French diplomat Ferdinand de Lesseps" took a share of its own: spans that mean the same compete. And "no answer" takes a share too, although all questions of this file have an answer, which the
+# model cannot know.
 #
 # Numbers that are wrong in a regular way can be corrected, on questions whose answers are known. Two classics:
 #
@@ -148,7 +149,8 @@ assert risk[len(risk) // 2 - 1] < 0.75 * risk[-1]  # the surer half
 
 # %% [markdown]
 # The temperature hardly mends it: it makes all probabilities more extreme or less, and what we need is to lift them. The logistic curve, with its second number, comes nearer to the
-# diagonal. The bars are long: 128 questions are few, and a calibration error from so few is itself uncertain by several hundredths. The project's own
+# diagonal where the reader is sure. At the other end neither helps: of the least sure fifth more are right than of the next one, so no rising curve can fit both. (Those are mostly answers that lost nearly all to
+# "no answer".) The bars are long: 128 questions are few, and a calibration error from so few is itself uncertain by several hundredths. The project's own
 # ([`spanbert calibrate`](../finetune/retrieval/confidence.py)) is a logistic regression too, on nine features and 300 held-out questions.
 #
 # ## 2. Risk and coverage
@@ -264,8 +266,8 @@ assert reader_by_logit[-1] > 0.85 * reader_by_logit[0]
 # %% [markdown]
 # ## What to remember
 #
-# * A softmax over spans is not a chance of being right; here it is too modest. Two numbers, fitted on held-out questions, mend most of it.
+# * A softmax over spans is not a chance of being right; here it is too modest. Two numbers, fitted on held-out questions, mend part of it.
 # * Even a badly calibrated number can rank answers well, and for staying silent the rank is enough.
 # * Scores of different passages compare only if training taught them to. Otherwise, let the search have a say.
-# * The rivals here were drawn at random. BM25 has an easy time with those; passages of the same article, with the same names in them, are harder
+# * The rivals here were drawn at random. BM25 has an easy time with those (it does as well alone); passages of the same article, with the same names in them, are harder
 #   (`python -m benchmarks.finetuning.passages`, [the results](../docs/results.md)).
