@@ -237,9 +237,12 @@ def check_online_softmax(online_attention: Callable) -> None:
         q = numbers.normal(size=width)
         sizes = numbers.integers(1, 6, int(numbers.integers(1, 7)))
         blocks = [(numbers.normal(size=(n, width)), numbers.normal(size=(n, width))) for n in sizes]
-        # every third case with scores near −3000, every third near +3000, rising or falling from block to block
-        shift = (0.0, -3000.0, 3000.0)[case % 3] * q * width**0.5 / (q @ q)
-        blocks = [(keys + shift, values) for keys, values in blocks]
+        # scores near 0, near −3000, near +3000, and with thousands between one block and the next
+        level_B = np.full(len(blocks), (0.0, -3000.0, 3000.0, 0.0)[case % 4])
+        if case % 4 == 3:
+            level_B = numbers.choice([-2000.0, 0.0, 2000.0], len(blocks))
+        towards = q * width**0.5 / (q @ q)
+        blocks = [(keys + level * towards, values) for level, (keys, values) in zip(level_B, blocks, strict=True)]
         with np.errstate(all="ignore"):
             out, lse = online_attention(q.copy(), iter(blocks))
         right, right_lse = project_attention(q, blocks)
