@@ -1,10 +1,10 @@
 # %% [markdown]
 # # MLM against SBO: how much do two boundary tokens know about a span?
 #
-# SpanBERT trains with two objectives at once. The **masked language model** (MLM) predicts a masked token from the token's own output. The
-# **span-boundary objective** (SBO) predicts the same token from somewhere else: from the outputs of the two visible tokens around the
-# span, and the token's place in it. So whatever the span says has to be stored at its ends, which is where question answering, coreference
-# and relation extraction look for it later.
+# SpanBERT trains with two objectives at once. The **masked language model** (MLM) predicts a masked token from the
+# token's own output. The **span-boundary objective** (SBO) predicts the same token from somewhere else: from the
+# outputs of the two visible tokens around the span, and the token's place in it. So whatever the span says has to be
+# stored at its ends, which is where question answering, coreference and relation extraction look for it later.
 #
 # This notebook takes the bundled encoder with its two heads and asks:
 #
@@ -40,9 +40,9 @@ embedding_VH = model.encoder.embeddings.word.weight
 print(f"{model.config.num_hidden_layers} layers of width {model.config.hidden_size}, {tokenizer.vocab_size:,} tokens")
 
 # %% [markdown]
-# The text must be one that the encoder has not trained on. It was trained on the English Wikipedia
-# ([its card](../spanbert/weights/encoder/README.md)), so the sample articles in `sample/` are no good. The tests have a hundred sentences of
-# Wikinews; the masks are the paper's geometric spans.
+# The text must be one that the encoder has not trained on. It was trained on the English Wikipedia ([its
+# card](../spanbert/weights/encoder/README.md)), so the sample articles in `sample/` are no good. The tests have a
+# hundred sentences of Wikinews; the masks are the paper's geometric spans.
 
 # %%
 sentences = (ROOT / "tests/data/wikinews_sentences.txt").read_text("utf-8").splitlines()
@@ -60,8 +60,8 @@ print("hidden states", tuple(hidden_TH.shape))
 # %% [markdown]
 # ## 1. A concatenation that is never built
 #
-# The paper writes the head as a network of two layers over three vectors side by side (§3.2), the left boundary, the right boundary and an
-# embedding of the place:
+# The paper writes the head as a network of two layers over three vectors side by side (§3.2), the left boundary, the
+# right boundary and an embedding of the place:
 #
 #     h0 = [x_left ; x_right ; p_offset]      h1 = LayerNorm(GELU(W1 h0))      y = LayerNorm(GELU(W2 h1))
 #
@@ -87,9 +87,9 @@ print(f"largest difference {float((ours - by_hand).abs().max()):.1e}, of feature
 assert torch.allclose(ours, by_hand, atol=1e-4)
 
 # %% [markdown]
-# They agree to rounding, because a product with a concatenation is a sum of products: W1 h0 = W_left x_left + W_right x_right + W_position p.
-# That is worth having. All tokens of a span share their boundaries, and there are only 20 places, so the three products
-# are made once a span, once a span and once a table row, and then *gathered*.
+# They agree to rounding, because a product with a concatenation is a sum of products: W1 h0 = W_left x_left + W_right
+# x_right + W_position p. That is worth having. All tokens of a span share their boundaries, and there are only 20
+# places, so the three products are made once a span, once a span and once a table row, and then *gathered*.
 
 # %%
 H, P, places = model.config.hidden_size, model.config.sbo_position_size, model.config.sbo_positions
@@ -105,8 +105,8 @@ assert split < concatenated / 2
 # ## 2. Which head is better, and where?
 #
 # A hundred sentences are few, so each is masked twelve times, differently. One thing to look out for: the masker shows
-# 10 % of the spans unchanged and replaces another 10 % by random tokens. On an unchanged span MLM would be praised for copying. We keep only what
-# really stands as `[MASK]` in the input.
+# 10 % of the spans unchanged and replaces another 10 % by random tokens. On an unchanged span MLM would be praised for
+# copying. We keep only what really stands as `[MASK]` in the input.
 
 
 # %%
@@ -164,25 +164,29 @@ gap = mlm_logp - sbo_logp
 assert gap[far].mean() > 2 * gap[near].mean() > 0
 
 # %% [markdown]
-# *(Bars: two standard errors, taking the tokens for independent, which they are not quite: a token can be masked in several of the twelve
-# rounds.)*
+# *(Bars: two standard errors, taking the tokens for independent, which they are not quite: a token can be masked in
+# several of the twelve rounds.)*
 #
 # Three things to see:
 #
-# * **The curve is a U.** Next to a visible token either head is right about once in five times; from the third token on, once in twenty. A span is
-#   not five times one mask: its middle is a different, harder task.
-# * **SBO is nearly as good as MLM**, although it never looks at the masked token's own output. What it needs *is* in the boundaries.
-# * **MLM's lead grows from the first token to the second and third.** There SBO has to get several words out of the same two vectors, told apart only by the
-#   place. (Four tokens inside there are too few targets to tell: the bar crosses zero.)
+# * **The curve is a U.** Next to a visible token either head is right about once in five times; from the third token
+#   on, once in twenty. A span is not five times one mask: its middle is a different, harder task.
+# * **SBO is nearly as good as MLM**, although it never looks at the masked token's own output. What it needs *is* in
+#   the boundaries.
+# * **MLM's lead grows from the first token to the second and third.** There SBO has to get several words out of the
+#   same two vectors, told apart only by the place. (Four tokens inside there are too few targets to tell: the bar
+#   crosses zero.)
 #
-# In the count of right answers the two cannot be told apart on this text; the loss, which uses more of the prediction, tells them apart.
+# In the count of right answers the two cannot be told apart on this text; the loss, which uses more of the prediction,
+# tells them apart.
 
 # %% [markdown]
 # ## 3. One token replaced
 #
-# If the boundaries carry the span, then replacing a boundary token must change SBO's prediction more than replacing a token a few places away. Here a
-# span of two is masked in the middle of each sentence, then one of the tokens to its left is replaced by a random one, 1, 2, 3 … places from the span, and the change is
-# measured as the Kullback-Leibler divergence of the new distribution from the old one.
+# If the boundaries carry the span, then replacing a boundary token must change SBO's prediction more than replacing a
+# token a few places away. Here a span of two is masked in the middle of each sentence, then one of the tokens to its
+# left is replaced by a random one, 1, 2, 3 … places from the span, and the change is measured as the Kullback-Leibler
+# divergence of the new distribution from the old one.
 
 # %%
 random = np.random.default_rng(0)
@@ -241,9 +245,10 @@ error = 2 * difference.std() / len(difference) ** 0.5
 print(f"at the boundary SBO changes by {difference.mean():.2f} ± {error:.2f} nats more than MLM")
 
 # %% [markdown]
-# The boundary counts several times more than the token before it, and four tokens away hardly anything is left. What we may *not*
-# conclude is that this is the SBO's doing: MLM's prediction is as local. A language model's nearest tokens matter most, and this small
-# one was trained mostly on single masked tokens in short contexts. SBO only adds the reading place: at the boundary itself it reacts a little more.
+# The boundary counts several times more than the token before it, and four tokens away hardly anything is left. What we
+# may *not* conclude is that this is the SBO's doing: MLM's prediction is as local. A language model's nearest tokens
+# matter most, and this small one was trained mostly on single masked tokens in short contexts. SBO only adds the
+# reading place: at the boundary itself it reacts a little more.
 #
 # The same in words. One boundary token is changed, everything else stays:
 
@@ -266,15 +271,18 @@ assert best[pairs[1][1]][0] == "heir" and "heir" not in best[pairs[1][0]]
 # %% [markdown]
 # "Prize" brings Nobel, "Championship" does not; *of* the king asks for a relative, *to* the king for an heir.
 #
-# Look at the very first line again: the best fill is "Nobel Nobel". Both heads predict each token of a span **independently of the others**. Place 1 thinks
-# of Nobel, place 2 does too, and nobody tells the second that the first has taken it. That is not a bug of this small model; it is what both objectives
-# ask for. SpanBERT is made to *represent* spans, not to write them.
+# Look at the very first line again: the best fill is "Nobel Nobel". Both heads predict each token of a span
+# **independently of the others**. Place 1 thinks of Nobel, place 2 does too, and nobody tells the second that the first
+# has taken it. That is not a bug of this small model; it is what both objectives ask for. SpanBERT is made to
+# *represent* spans, not to write them.
 #
 # ## What to remember
 #
 # * SBO's concatenation is a sum of three gathered products, exact to rounding.
-# * A span's ends are easy and its middle is hard, for both heads; on this text SBO is behind MLM by a tenth of a nat, and next to the boundary by half of that.
-# * Both heads live on the nearest visible tokens. Whether training *with* SBO makes the encoder better for a task is another question: it needs two encoders at equal cost,
-#   which is what [docs/ablation.md](../docs/ablation.md) is about.
+# * A span's ends are easy and its middle is hard, for both heads; on this text SBO is behind MLM by a tenth of a nat,
+#   and next to the boundary by half of that.
+# * Both heads live on the nearest visible tokens. Whether training *with* SBO makes the encoder better for a task is
+#   another question: it needs two encoders at equal cost, which is what [docs/ablation.md](../docs/ablation.md) is
+#   about.
 #
 # You can write the three features of h0 yourself: [exercises/sbo_features.py](../exercises/sbo_features.py).

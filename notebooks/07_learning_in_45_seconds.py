@@ -1,16 +1,17 @@
 # %% [markdown]
 # # Learning in 45 seconds
 #
-# What happens in the first minutes of pretraining? On a processor that is all the time there is, so it pays to look closely. The loss falls, then it
-# stands still, and small models are often left there: on the *plateau*. We train a tiny SpanBERT four times, live, and ask
+# What happens in the first minutes of pretraining? On a processor that is all the time there is, so it pays to look
+# closely. The loss falls, then it stands still, and small models are often left there: on the *plateau*. We train a
+# tiny SpanBERT four times, live, and ask
 #
 # 1. what a model can learn by counting alone, and whether it has to be *trained* for that;
 # 2. what it waits for on the plateau;
 # 3. why short sequences end the wait sooner.
 #
-# The model is of toy size (2 layers, width 64, 1,000 tokens) so that four runs fit in 45 seconds of one core. The code that the real
-# `spanbert init` uses is [pretrain/init_from_counts.py](../pretrain/init_from_counts.py); the same story at a hundred times the length is told in
-# [docs/decisions.md](../docs/decisions.md), under "Leaving the plateau".
+# The model is of toy size (2 layers, width 64, 1,000 tokens) so that four runs fit in 45 seconds of one core. The code
+# that the real `spanbert init` uses is [pretrain/init_from_counts.py](../pretrain/init_from_counts.py); the same story
+# at a hundred times the length is told in [docs/decisions.md](../docs/decisions.md), under "Leaving the plateau".
 
 # %%
 import lzma
@@ -43,8 +44,8 @@ print(f"{sum(map(len, training)):,} tokens to learn from, {len(held_out)} articl
 # %% [markdown]
 # ## What counting knows
 #
-# The simplest language model predicts every masked token by how frequent it is in the corpus: the **unigram baseline**. A network that ends above this line
-# has learned nothing that a table of counts does not know.
+# The simplest language model predicts every masked token by how frequent it is in the corpus: the **unigram baseline**.
+# A network that ends above this line has learned nothing that a table of counts does not know.
 
 # %%
 counts_V = np.bincount(np.concatenate(training), minlength=tokenizer.vocab_size)
@@ -55,9 +56,9 @@ print(f"unigram: {entropy:.2f} nats; any of {tokenizer.vocab_size:,} tokens alik
 print("most frequent:", *(tokenizer.token(i) for i in common))
 
 # %% [markdown]
-# Two things can be written into the model before its first step. The **output biases** become the tokens' log-frequencies. And the
-# **embeddings** become a factorisation of which tokens keep company more often than chance has it (positive mutual information of neighbours).
-# Positions begin as sinusoids instead of noise.
+# Two things can be written into the model before its first step. The **output biases** become the tokens'
+# log-frequencies. And the **embeddings** become a factorisation of which tokens keep company more often than chance has
+# it (positive mutual information of neighbours). Positions begin as sinusoids instead of noise.
 
 # %%
 WIDTH, PLACES = 64, 256
@@ -100,8 +101,9 @@ for word in ("he", "his", "can", "in"):
 #
 # ## Four runs
 #
-# Everything is the same in the four: 320 steps of about 768 tokens, AdamW, 30 % of the tokens masked one by one (`--mask.scheme subword`: what a beginner learns
-# fastest from). Only the start and the length of the blocks differ. Watch the losses on the held-out articles.
+# Everything is the same in the four: 320 steps of about 768 tokens, AdamW, 30 % of the tokens masked one by one
+# (`--mask.scheme subword`: what a beginner learns fastest from). Only the start and the length of the blocks differ.
+# Watch the losses on the held-out articles.
 
 # %%
 STEPS, TOKENS = 320, 768
@@ -180,19 +182,22 @@ assert all(ended[True, length][2] < ended[True, length][1] - 0.5 for length in (
 # %% [markdown]
 # There are *two* plateaus, one below the other.
 #
-# * **From random weights** (grey) the model comes down to the unigram line and stays on it. All its 320 steps went into a table of counts, which took us one line of NumPy.
-# * **From counts** the first plateau is skipped. Within 40 steps the models are below the line, at about 5.5 nats: they know what a block is *about* (in
-#   an article on football, tokens of football) without knowing where anything stands. That is the second plateau, and blocks of 48 and 256 stay on it here.
+# * **From random weights** (grey) the model comes down to the unigram line and stays on it. All its 320 steps went into
+#   a table of counts, which took us one line of NumPy.
+# * **From counts** the first plateau is skipped. Within 40 steps the models are below the line, at about 5.5 nats: they
+#   know what a block is *about* (in an article on football, tokens of football) without knowing where anything stands.
+#   That is the second plateau, and blocks of 48 and 256 stay on it here.
 # * **In blocks of 16** MLM leaves it after about 150,000 tokens.
-# * **SBO hardly has the problem**, whatever the length: look at the right-hand picture. The two neighbours of a span are *handed* to that head; MLM must
-#   first find them, by attention.
+# * **SBO hardly has the problem**, whatever the length: look at the right-hand picture. The two neighbours of a span
+#   are *handed* to that head; MLM must first find them, by attention.
 #
-# (At the start the losses are above the unigram line although the biases are right, because the untrained head's output is not zero; a few steps correct that.)
+# (At the start the losses are above the unigram line although the biases are right, because the untrained head's output
+# is not zero; a few steps correct that.)
 #
 # ## What the model waits for
 #
-# The token to the left of a mask says more about it than any other. To use it, an attention head must learn to look one place to the left. Has it? Average the
-# attention of each head by distance:
+# The token to the left of a mask says more about it than any other. To use it, an attention head must learn to look one
+# place to the left. Has it? Average the attention of each head by distance:
 
 
 # %%
@@ -235,14 +240,16 @@ assert found[16] > 2 * 1.5
 # %% [markdown]
 # The dashed line is uniform attention, 1/length.
 #
-# In blocks of 16 the heads of the first layer have shared the work: one looks at the token to the left, the other at the token to the right, as if somebody had
-# programmed it. In the longer blocks nothing of that is there yet: no head is far from uniform.
+# In blocks of 16 the heads of the first layer have shared the work: one looks at the token to the left, the other at
+# the token to the right, as if somebody had programmed it. In the longer blocks nothing of that is there yet: no head
+# is far from uniform.
 #
 # ## Why short blocks are sooner
 #
-# At the start attention is nearly uniform, so a neighbour is one voice among `length`. What the model would gain by listening to it a little more should then be
-# of the order of 1/length. That is a prediction about a *fresh* model, and can be measured before any training. Add a number b to the scores of both neighbours in the first
-# layer, leave it at 0, and take the derivative of the loss: −dLoss/db is how strongly the data ask for "look next door".
+# At the start attention is nearly uniform, so a neighbour is one voice among `length`. What the model would gain by
+# listening to it a little more should then be of the order of 1/length. That is a prediction about a *fresh* model, and
+# can be measured before any training. Add a number b to the scores of both neighbours in the first layer, leave it at
+# 0, and take the derivative of the loss: −dLoss/db is how strongly the data ask for "look next door".
 
 
 # %%
@@ -287,14 +294,20 @@ assert (pulls > 0).all() and -1.5 < slopes["towards the neighbours"] < -0.7
 assert slopes["all of queries and keys"] > -0.5
 
 # %% [markdown]
-# The wish to look next door falls about like 1/length or a little faster, over a factor of 32 (single batches: the points scatter). The gradient of the query and key matrices as a whole does *not*: most of it is about other
-# things (which tokens are worth looking at wherever they stand) and about chance. So a long block does not make the gradient small; it makes the one useful
-# direction in it faint, and the optimizer, which scales its steps by the whole, follows the rest.
+# The wish to look next door falls about like 1/length or a little faster, over a factor of 32 (single batches: the
+# points scatter). The gradient of the query and key matrices as a whole does *not*: most of it is about other things
+# (which tokens are worth looking at wherever they stand) and about chance. So a long block does not make the gradient
+# small; it makes the one useful direction in it faint, and the optimizer, which scales its steps by the whole, follows
+# the rest.
 #
 # ## What to remember
 #
-# * Two plateaus: the frequencies of tokens, then what a block is about. Counting skips the first; attention to neighbours ends the second.
-# * The block's length decides how soon. In the project's own runs (width 256, 16,000 tokens) blocks of 48 left the plateau after about 600,000 tokens, and blocks of 256
-#   had not done so after 2.8 million. Here blocks of 48 do not leave it within the 250,000 tokens there was time for; 16 do.
-# * So the bundled encoder began with counts and short blocks, and went on in long ones ([its recipe](../spanbert/weights/encoder/README.md)).
-# * This is about small models and minutes. Whether a run of days still profits was not measured; one run each, so second decimals mean nothing.
+# * Two plateaus: the frequencies of tokens, then what a block is about. Counting skips the first; attention to
+#   neighbours ends the second.
+# * The block's length decides how soon. In the project's own runs (width 256, 16,000 tokens) blocks of 48 left the
+#   plateau after about 600,000 tokens, and blocks of 256 had not done so after 2.8 million. Here blocks of 48 do not
+#   leave it within the 250,000 tokens there was time for; 16 do.
+# * So the bundled encoder began with counts and short blocks, and went on in long ones ([its
+#   recipe](../spanbert/weights/encoder/README.md)).
+# * This is about small models and minutes. Whether a run of days still profits was not measured; one run each, so
+#   second decimals mean nothing.

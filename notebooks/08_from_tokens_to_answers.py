@@ -1,17 +1,19 @@
 # %% [markdown]
 # # From tokens to answers
 #
-# The bundled reader is an encoder with one linear layer on it: for every token two numbers, how well an answer could *start* here and how well it could *end* here.
-# How do these numbers, of a text that may be longer than the model can read, become one answer with its place in the text? Step by step, each step done by
-# hand and compared with the project's code:
+# The bundled reader is an encoder with one linear layer on it: for every token two numbers, how well an answer could
+# *start* here and how well it could *end* here. How do these numbers, of a text that may be longer than the model can
+# read, become one answer with its place in the text? Step by step, each step done by hand and compared with the
+# project's code:
 #
 # 1. windows: what the model reads at a time, and which window decides about which token;
 # 2. start × end: all the spans there are;
 # 3. the n best, and the score of answering nothing;
 # 4. exact match and F1: what an answer is worth.
 #
-# The code: [features.py](../finetune/tasks/qa/features.py) (windows), [decode.py](../finetune/tasks/qa/decode.py) (spans),
-# [metrics.py](../finetune/tasks/qa/metrics.py) (scores), all in [finetune/tasks/qa](../finetune/tasks/qa/answerer.py).
+# The code: [features.py](../finetune/tasks/qa/features.py) (windows), [decode.py](../finetune/tasks/qa/decode.py)
+# (spans), [metrics.py](../finetune/tasks/qa/metrics.py) (scores), all in
+# [finetune/tasks/qa](../finetune/tasks/qa/answerer.py).
 
 # %%
 import gzip
@@ -44,8 +46,9 @@ print(reader.answer(question, text)[0])
 # %% [markdown]
 # ## 1. Windows
 #
-# A model with 512 positions cannot read a book, so the text is cut into windows `[CLS] question [SEP] part of the text [SEP]`. They overlap: an answer that one window cuts in two is whole
-# in the next. Our text has a few hundred tokens and would fit one window; to see something we make the windows small.
+# A model with 512 positions cannot read a book, so the text is cut into windows `[CLS] question [SEP] part of the text
+# [SEP]`. They overlap: an answer that one window cuts in two is whole in the next. Our text has a few hundred tokens
+# and would fit one window; to see something we make the windows small.
 
 # %%
 settings = replace(reader.settings, window=96, stride=32, max_question=24)
@@ -66,8 +69,9 @@ for w in range(len(windows)):
     print(f"window {w}: text tokens {windows.first_W[w]} … {windows.last_W[w]}")
 
 # %% [markdown]
-# Most tokens are in two windows, with different neighbours and so with different scores. Whom to believe? The window in which the token has most context: where the *smaller* of
-# (tokens to its left, tokens to its right) is largest. That is quickly written down:
+# Most tokens are in two windows, with different neighbours and so with different scores. Whom to believe? The window in
+# which the token has most context: where the *smaller* of (tokens to its left, tokens to its right) is largest. That is
+# quickly written down:
 
 
 # %%
@@ -96,15 +100,17 @@ axes.grid(axis="y", visible=False)
 plt.show()
 
 # %% [markdown]
-# The project does not look at every token: between two neighbours the border is the middle of their overlap (`Windows.owned`), and the ranges tile the text. The assert
-# above says that it comes to the same.
+# The project does not look at every token: between two neighbours the border is the middle of their overlap
+# (`Windows.owned`), and the ranges tile the text. The assert above says that it comes to the same.
 #
-# One thing is left open by the picture: the end of the text, like its start, is owned by a window whose edge it lies at. There is no more text; nothing is lost.
+# One thing is left open by the picture: the end of the text, like its start, is owned by a window whose edge it lies
+# at. There is no more text; nothing is lost.
 #
 # ## 2. Start × end
 #
-# Now the model reads the windows. The span from token i to token j scores start_i + end_j, so all spans of a window are a matrix, of which only a band counts: an answer may not
-# end before it starts (below the diagonal), nor be longer than 30 tokens.
+# Now the model reads the windows. The span from token i to token j scores start_i + end_j, so all spans of a window are
+# a matrix, of which only a band counts: an answer may not end before it starts (below the diagonal), nor be longer than
+# 30 tokens.
 
 # %%
 logits = window_logits(QATask(settings), reader.model, asked, np.arange(len(windows)), reader.machine)
@@ -137,10 +143,11 @@ plt.show()
 print("best of all:", repr(best.text), f"{best.score:.2f}")
 
 # %% [markdown]
-# The matrix is a sum of a column and a row, so it has stripes: one for every good start, one for every good end. Where two cross, and above the diagonal, there is a candidate.
+# The matrix is a sum of a column and a row, so it has stripes: one for every good start, one for every good end. Where
+# two cross, and above the diagonal, there is a candidate.
 #
-# Taking the best start and the best end separately would be simpler. It is not the same thing: nothing keeps the two in order, or near each other. How often does it happen? On the first
-# paragraphs of the SQuAD sample:
+# Taking the best start and the best end separately would be simpler. It is not the same thing: nothing keeps the two in
+# order, or near each other. How often does it happen? On the first paragraphs of the SQuAD sample:
 
 # %%
 articles = json.loads(gzip.decompress((ROOT / "sample/squad-dev.json.gz").read_bytes()))["data"]
@@ -193,13 +200,15 @@ for candidate in decoded.candidates[:6]:
     print(f"{candidate.score:7.2f}  {candidate.probability:5.1%}  {candidate.text}")
 
 # %% [markdown]
-# The project finds the same list without the loops (`best_pairs` in [decode.py](../finetune/tasks/qa/decode.py)): the band of the matrix is a sliding window over the end scores.
+# The project finds the same list without the loops (`best_pairs` in [decode.py](../finetune/tasks/qa/decode.py)): the
+# band of the matrix is a sliding window over the end scores.
 #
-# The probabilities are a softmax over this list. They say how the candidates compare with each other, not how likely the best one is right; that is the subject of
-# [the next notebook](09_how_sure.py).
+# The probabilities are a softmax over this list. They say how the candidates compare with each other, not how likely
+# the best one is right; that is the subject of [the next notebook](09_how_sure.py).
 #
-# **Nothing.** This reader was trained on questions without an answer too. For those it was taught to point at `[CLS]`. So every window has a *null score*, start + end at
-# `[CLS]`. A window that lacks the answer says "not here", which is no reason to give up: only if **every** window says so is there no answer. Hence the minimum over the windows.
+# **Nothing.** This reader was trained on questions without an answer too. For those it was taught to point at `[CLS]`.
+# So every window has a *null score*, start + end at `[CLS]`. A window that lacks the answer says "not here", which is
+# no reason to give up: only if **every** window says so is there no answer. Hence the minimum over the windows.
 
 # %%
 nulls = [float(one[0][0] + one[1][0]) for one in logits]
@@ -226,10 +235,11 @@ for q, asks in enumerate(questions):
 print(f"threshold: {settings.null_threshold:.2f}")
 
 # %% [markdown]
-# The reader is right not to decline the first and the third. It ought to decline the other three, whose answers the text does not have, and it is a lesson in what
-# null odds can do: off the subject altogether it notices; a question that *looks* like the text ("Panama" for "Suez", the depth for the length) gets a
-# span of the right kind. On SQuAD 2.0, whose unanswerable questions are all of this sort, it reaches 66.5 F1 on them and pays for it with 56.7 on the others
-# ([its card](../spanbert/weights/reader/README.md)).
+# The reader is right not to decline the first and the third. It ought to decline the other three, whose answers the
+# text does not have, and it is a lesson in what null odds can do: off the subject altogether it notices; a question
+# that *looks* like the text ("Panama" for "Suez", the depth for the length) gets a span of the right kind. On SQuAD
+# 2.0, whose unanswerable questions are all of this sort, it reaches 66.5 F1 on them and pays for it with 56.7 on the
+# others ([its card](../spanbert/weights/reader/README.md)).
 
 # %%
 assert odds["Who painted the Mona Lisa?"] > settings.null_threshold
@@ -238,9 +248,10 @@ assert odds["Who founded the Panama Canal Company?"] > odds[question]  # doubtfu
 # %% [markdown]
 # ## 4. What is an answer worth?
 #
-# People mark an answer differently: "Ferdinand de Lesseps", "the French diplomat Ferdinand de Lesseps". SQuAD scores in two ways, after lower-casing and dropping punctuation and the
-# articles: **exact match** (EM), and **F1**, the harmonic mean of precision (how much of the given answer is in the gold one) and recall (how much of the
-# gold one was given), counted in words.
+# People mark an answer differently: "Ferdinand de Lesseps", "the French diplomat Ferdinand de Lesseps". SQuAD scores in
+# two ways, after lower-casing and dropping punctuation and the articles: **exact match** (EM), and **F1**, the harmonic
+# mean of precision (how much of the given answer is in the gold one) and recall (how much of the gold one was given),
+# counted in words.
 
 
 # %%
@@ -266,9 +277,11 @@ for candidate in decoded.candidates[:5]:
     print(f"EM {em:.0f}   F1 {f1(candidate.text, gold):.2f}   {candidate.text}")
 
 # %% [markdown]
-# "the French diplomat Ferdinand de Lesseps": five words after the article is gone, three of them right: precision 3/5, recall 3/3, F1 = 0.75.
+# "the French diplomat Ferdinand de Lesseps": five words after the article is gone, three of them right: precision 3/5,
+# recall 3/3, F1 = 0.75.
 #
-# By hand is not quite the official script: an article between long dashes ("—the—") is one of its odd corners. On words from the text the two are the same, whatever they are:
+# By hand is not quite the official script: an article between long dashes ("—the—") is one of its odd corners. On words
+# from the text the two are the same, whatever they are:
 
 # %%
 random = np.random.default_rng(0)
@@ -281,8 +294,11 @@ for _ in range(2000):
 # ## What to remember
 #
 # * Windows overlap so that no answer is cut; each token is decided about once, where it has most context.
-# * An answer is the best *pair*, not the best start and the best end: the two alone made no span for about one question in nine.
-# * "No answer" is the minimum over the windows, compared with the best span; it sees what is off the subject better than what is nearly on it.
+# * An answer is the best *pair*, not the best start and the best end: the two alone made no span for about one question
+#   in nine.
+# * "No answer" is the minimum over the windows, compared with the best span; it sees what is off the subject better
+#   than what is nearly on it.
 # * F1 counts words after normalising; it forgives a title too many.
 #
-# To write yourself: [the owned range of a window](../exercises/owned_range.py) and [token F1](../exercises/token_f1.py).
+# To write yourself: [the owned range of a window](../exercises/owned_range.py) and [token
+# F1](../exercises/token_f1.py).

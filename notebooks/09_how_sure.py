@@ -1,15 +1,16 @@
 # %% [markdown]
 # # How sure?
 #
-# A reader always answers *something*, with a number beside it. What is the number worth? We ask the bundled readers questions whose answers are known:
+# A reader always answers *something*, with a number beside it. What is the number worth? We ask the bundled readers
+# questions whose answers are known:
 #
 # 1. Is an answer with probability 0.8 right in 80 % of cases? (Reliability.)
 # 2. If we only take the surest answers, how much better are they? (Risk and coverage.)
 # 3. What becomes of the numbers when many passages compete for one question?
 # 4. How does BM25 find passages, and what does it add?
 #
-# The code: [reliability.py](../finetune/retrieval/reliability.py), [combine.py](../finetune/retrieval/combine.py), [postings.py](../finetune/retrieval/postings.py),
-# [answer_documents.py](../finetune/retrieval/answer_documents.py).
+# The code: [reliability.py](../finetune/retrieval/reliability.py), [combine.py](../finetune/retrieval/combine.py),
+# [postings.py](../finetune/retrieval/postings.py), [answer_documents.py](../finetune/retrieval/answer_documents.py).
 
 # %%
 import math
@@ -43,8 +44,9 @@ print(
 # %% [markdown]
 # ## 1. Reliability
 #
-# Each of 128 questions is asked about its own paragraph. The number is the one from [the last notebook](08_from_tokens_to_answers.md): the softmax of the candidates' scores.
-# Right means exact match with one of the gold answers.
+# Each of 128 questions is asked about its own paragraph. The number is the one from [the last
+# notebook](08_from_tokens_to_answers.md): the softmax of the candidates' scores. Right means exact match with one of
+# the gold answers.
 
 # %%
 reader = QuestionAnswerer.load("reader", device="cpu", precision="fp32")
@@ -62,16 +64,19 @@ print(f"right {right.mean():.1%}, mean probability {sure.mean():.1%}")
 
 
 # %% [markdown]
-# The reader is right more often than its probabilities add up to. Two reasons are easy to see. "Ferdinand de Lesseps" had 28 % in the last notebook, because
-# "the French diplomat Ferdinand de Lesseps" took a share of its own: spans that mean the same compete. And "no answer" takes a share too, although all questions of this file have an answer, which the
-# model cannot know.
+# The reader is right more often than its probabilities add up to. Two reasons are easy to see. "Ferdinand de Lesseps"
+# had 28 % in the last notebook, because "the French diplomat Ferdinand de Lesseps" took a share of its own: spans that
+# mean the same compete. And "no answer" takes a share too, although all questions of this file have an answer, which
+# the model cannot know.
 #
 # Numbers that are wrong in a regular way can be corrected, on questions whose answers are known. Two classics:
 #
 # * a **temperature**: divide all scores by T before the softmax; one number;
-# * a **logistic regression** on the log odds of the probability (Platt scaling): chance = σ(a + b · log(p/(1 − p))); two numbers.
+# * a **logistic regression** on the log odds of the probability (Platt scaling): chance = σ(a + b · log(p/(1 − p)));
+#   two numbers.
 #
-# They have to be fitted on other questions than they are judged by: each half of ours is judged by what was fitted on the other half.
+# They have to be fitted on other questions than they are judged by: each half of ours is judged by what was fitted on
+# the other half.
 
 
 # %%
@@ -148,20 +153,26 @@ assert auroc(sure, right) > 0.7
 assert risk[len(risk) // 2 - 1] < 0.75 * risk[-1]  # the surer half
 
 # %% [markdown]
-# The temperature hardly mends it: it makes all probabilities more extreme or less, and what we need is to lift them. The logistic curve, with its second number, comes nearer to the
-# diagonal where the reader is sure. At the other end neither helps: of the least sure fifth more are right than of the next one, so no rising curve can fit both. (Those are mostly answers that lost nearly all to
-# "no answer".) The bars are long: 128 questions are few, and a calibration error from so few is itself uncertain by several hundredths. The project's own
-# ([`spanbert calibrate`](../finetune/retrieval/confidence.py)) is a logistic regression too, on nine features and 300 held-out questions.
+# The temperature hardly mends it: it makes all probabilities more extreme or less, and what we need is to lift them.
+# The logistic curve, with its second number, comes nearer to the diagonal where the reader is sure. At the other end
+# neither helps: of the least sure fifth more are right than of the next one, so no rising curve can fit both. (Those
+# are mostly answers that lost nearly all to "no answer".) The bars are long: 128 questions are few, and a calibration
+# error from so few is itself uncertain by several hundredths. The project's own ([`spanbert
+# calibrate`](../finetune/retrieval/confidence.py)) is a logistic regression too, on nine features and 300 held-out
+# questions.
 #
 # ## 2. Risk and coverage
 #
-# None of this changed the *order* of the answers, and the order is what matters if one may stay silent. On the right: answer the surest first, and see how the share of wrong ones grows. The
-# number is good at this: of the surer half far fewer are wrong than of all. How often a right answer is surer than a wrong one is the AUROC, 0.5 for a coin.
+# None of this changed the *order* of the answers, and the order is what matters if one may stay silent. On the right:
+# answer the surest first, and see how the share of wrong ones grows. The number is good at this: of the surer half far
+# fewer are wrong than of all. How often a right answer is surer than a wrong one is the AUROC, 0.5 for a coin.
 #
 # ## 3. Many passages, one question
 #
-# So far somebody told the reader where to look. Now the same question is asked about its own paragraph **and** about others, and the best answer of all is taken. The obvious way is to compare
-# the readers' scores. We try it on two readers: `scratch`, which was trained on SQuAD 1.1, where every paragraph has the answer, and `reader`, whose training had questions without one.
+# So far somebody told the reader where to look. Now the same question is asked about its own paragraph **and** about
+# others, and the best answer of all is taken. The obvious way is to compare the readers' scores. We try it on two
+# readers: `scratch`, which was trained on SQuAD 1.1, where every paragraph has the answer, and `reader`, whose training
+# had questions without one.
 
 # %%
 passages = [paragraph.context for paragraph in paragraphs]
@@ -197,14 +208,15 @@ print("scratch ", *(f"{share:.1%}" for share in by_logit))
 print("reader  ", *(f"{share:.1%}" for share in reader_by_logit), f"({len(fewer)} questions only)")
 
 # %% [markdown]
-# `scratch` collapses. Each passage was alone in its training, so its scores only ever had to be right *relative to each other within a passage*; nothing told it that a
-# score must be low where there is no answer. With more passages it is ever likelier that some wrong one shouts. `reader` has learned to point at `[CLS]` in passages without the answer, and with that
-# its scores compare. (A dozen questions are few; but it is the shape that counts.)
+# `scratch` collapses. Each passage was alone in its training, so its scores only ever had to be right *relative to each
+# other within a passage*; nothing told it that a score must be low where there is no answer. With more passages it is
+# ever likelier that some wrong one shouts. `reader` has learned to point at `[CLS]` in passages without the answer, and
+# with that its scores compare. (A dozen questions are few; but it is the shape that counts.)
 #
 # ## 4. BM25 by hand
 #
-# The other remedy is to look at the question's words. BM25 gives a passage, for each term of the question that it holds, the term's rarity (idf) times a share that grows with how
-# often it stands there, less in long passages.
+# The other remedy is to look at the question's words. BM25 gives a passage, for each term of the question that it
+# holds, the term's rarity (idf) times a share that grows with how often it stands there, less in long passages.
 
 
 # %%
@@ -235,8 +247,8 @@ weights = {term: bm25(term, [one.terms for one in cut]).max() for term in terms(
 print("  ".join(f"{term} {weight:.1f}" for term, weight in weights.items()))
 
 # %% [markdown]
-# Frequent words weigh next to nothing, without a list of stop words. Now add the two numbers up, the reader's score and BM25's, with the weights that the project
-# uses where a model has no calibration of its own (`scratch` has none):
+# Frequent words weigh next to nothing, without a list of stop words. Now add the two numbers up, the reader's score and
+# BM25's, with the weights that the project uses where a model has no calibration of its own (`scratch` has none):
 
 # %%
 print(DEFAULT_COMBINATION)
@@ -266,8 +278,10 @@ assert reader_by_logit[-1] > 0.85 * reader_by_logit[0]
 # %% [markdown]
 # ## What to remember
 #
-# * A softmax over spans is not a chance of being right; here it is too modest. Two numbers, fitted on held-out questions, mend part of it.
+# * A softmax over spans is not a chance of being right; here it is too modest. Two numbers, fitted on held-out
+#   questions, mend part of it.
 # * Even a badly calibrated number can rank answers well, and for staying silent the rank is enough.
 # * Scores of different passages compare only if training taught them to. Otherwise, let the search have a say.
-# * The rivals here were drawn at random. BM25 has an easy time with those (it does as well alone); passages of the same article, with the same names in them, are harder
-#   (`python -m benchmarks.finetuning.passages`, [the results](../docs/results.md)).
+# * The rivals here were drawn at random. BM25 has an easy time with those (it does as well alone); passages of the same
+#   article, with the same names in them, are harder (`python -m benchmarks.finetuning.passages`, [the
+#   results](../docs/results.md)).

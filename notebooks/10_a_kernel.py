@@ -1,16 +1,17 @@
 # %% [markdown]
 # # A kernel: from naive attention to the fused one
 #
-# Attention's formula is three lines. On a GPU the three lines are slow, and not because of the arithmetic. This notebook follows the way from the formula to
-# the project's Triton kernel:
+# Attention's formula is three lines. On a GPU the three lines are slow, and not because of the arithmetic. This
+# notebook follows the way from the formula to the project's Triton kernel:
 #
 # 1. count what the naive way computes and what it *moves*, and put it under an H100's roofline;
 # 2. remove the matrix in the middle: the online softmax, by hand;
 # 3. run the real kernel, in Triton's interpreter, on a processor;
 # 4. read what the compiler made of it, without a GPU.
 #
-# **No GPU has run these kernels yet.** Where a time of an H100 stands below, it is a prediction and says so. The long form is [docs/kernels.md](../docs/kernels.md), the
-# kernel [attention_forward_kernel.py](../kernels/attention_forward_kernel.py).
+# **No GPU has run these kernels yet.** Where a time of an H100 stands below, it is a prediction and says so. The long
+# form is [docs/kernels.md](../docs/kernels.md), the kernel
+# [attention_forward_kernel.py](../kernels/attention_forward_kernel.py).
 
 # %%
 import os
@@ -62,8 +63,8 @@ def naive_cost(lengths, heads, head_dim, element=2):
 print(inspect.getsource(attention_forward_cost))
 
 # %% [markdown]
-# The arithmetic is the same in both: 4 · L² · D a head. The bytes are not. A fused kernel reads q, k and v once and writes the output (and one number a row, for the backward pass); what
-# is between stays in registers.
+# The arithmetic is the same in both: 4 · L² · D a head. The bytes are not. A fused kernel reads q, k and v once and
+# writes the output (and one number a row, for the backward pass); what is between stays in registers.
 #
 # A batch of the base model, 16,384 tokens, 12 heads of 64, in sequences of different lengths:
 
@@ -87,12 +88,13 @@ for length in (128, 256, 512, 1024, 2048):
     assert by_hand.flops == fused.flops and by_hand.flops / by_hand.bytes < 2 * DIM / 4 < ridge
 
 # %% [markdown]
-# The naive way never gets beyond D/2 = 32 operations a byte, however long the sequences: its bytes grow with L², as its operations do. It is bound by
-# memory, always. The fused one's bytes grow with L only.
+# The naive way never gets beyond D/2 = 32 operations a byte, however long the sequences: its bytes grow with L², as its
+# operations do. It is bound by memory, always. The fused one's bytes grow with L only.
 #
-# Under the roofline: a point can be nowhere above the black line. Crosses are **predictions** of the project's kernel: the FLOPs that it really executes
-# (tiles at the ends of sequences are padded) at 45 % of the product rate, which is what such kernels reach in public measurements, or
-# 85 % of the copy rate, whichever takes longer ([benchmarks/kernels/predictions.py](../benchmarks/kernels/predictions.py)).
+# Under the roofline: a point can be nowhere above the black line. Crosses are **predictions** of the project's kernel:
+# the FLOPs that it really executes (tiles at the ends of sequences are padded) at 45 % of the product rate, which is
+# what such kernels reach in public measurements, or 85 % of the copy rate, whichever takes longer
+# ([benchmarks/kernels/predictions.py](../benchmarks/kernels/predictions.py)).
 
 
 # %%
@@ -127,13 +129,15 @@ axes.legend(fontsize=8, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# The red squares are at 21 to 31 operations a byte: about ten times too few. Fusing moves the work to the right until, from sequences of about 512 on, the products are what takes time.
-# Short sequences stay left of the ridge even so: they have little arithmetic per token to pay for moving it.
+# The red squares are at 21 to 31 operations a byte: about ten times too few. Fusing moves the work to the right until,
+# from sequences of about 512 on, the products are what takes time. Short sequences stay left of the ridge even so: they
+# have little arithmetic per token to pay for moving it.
 #
 # ## 2. The matrix in the middle
 #
-# To fuse, the softmax must be had without ever holding a whole row: the keys come in blocks, and the row's maximum and sum are known only at the end. The
-# trick is to keep three running things, and to *correct* them when a new maximum turns up:
+# To fuse, the softmax must be had without ever holding a whole row: the keys come in blocks, and the row's maximum and
+# sum are known only at the end. The trick is to keep three running things, and to *correct* them when a new maximum
+# turns up:
 #
 #     m'   = max(m, max s)                    the maximum so far
 #     l'   = l · e^(m − m') + Σ e^(s − m')    the sum so far, relative to it
@@ -183,10 +187,11 @@ bottom.legend(fontsize=8, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# When the maximum rises, the sum *falls*: everything so far is worth less by e^(m − m'). In a common measure (dashed) it only grows. The result does not depend on the size of the blocks,
-# up to rounding; nothing is computed twice.
+# When the maximum rises, the sum *falls*: everything so far is worth less by e^(m − m'). In a common measure (dashed)
+# it only grows. The result does not depend on the size of the blocks, up to rounding; nothing is computed twice.
 #
-# In the kernel these are the lines of `_accumulate`. It computes with 2^x in place of e^x, since that is one instruction:
+# In the kernel these are the lines of `_accumulate`. It computes with 2^x in place of e^x, since that is one
+# instruction:
 
 # %%
 source = (ROOT / "kernels/attention_forward_kernel.py").read_text("utf-8")
@@ -202,8 +207,8 @@ for line in (
 # %% [markdown]
 # ## 3. The kernel itself
 #
-# Without a GPU, Triton can *interpret* a kernel: every program of the grid is run in Python with NumPy arrays for its tiles. Slow, but it is the kernel's source that runs. Two sequences,
-# 19 and 45 tokens, end to end in one packed batch:
+# Without a GPU, Triton can *interpret* a kernel: every program of the grid is run in Python with NumPy arrays for its
+# tiles. Slow, but it is the kernel's source that runs. Two sequences, 19 and 45 tokens, end to end in one packed batch:
 
 # %%
 torch.manual_seed(0)
@@ -220,9 +225,11 @@ assert torch.allclose(out, by_hand, atol=1e-5)
 assert error["kernel"] < 2 * error["naive"] + torch.finfo(torch.float32).eps / 4
 
 # %% [markdown]
-# That is also the rule by which the tests judge: at most twice the error of plain PyTorch in the same type, against float64.
+# That is also the rule by which the tests judge: at most twice the error of plain PyTorch in the same type, against
+# float64.
 #
-# Which program did what? The host does not know the lengths; a table of *tiles*, longest sequences first, says it to the programs. Unused slots are zeros.
+# Which program did what? The host does not know the lengths; a table of *tiles*, longest sequences first, says it to
+# the programs. Unused slots are zeros.
 
 # %%
 plan = kernels.attention_plan(cu_seqlens, 64, 32, torch.float32)
@@ -234,7 +241,8 @@ assert sorted(row for a, b, *_ in used.tolist() for row in range(a, b)) == list(
 # %% [markdown]
 # ## 4. What the compiler says
 #
-# Times need a GPU; the compiler does not. `python -m kernels.aot` compiles every kernel that can be selected for Ampere (sm_80) and Hopper (sm_90) and reads the machine code. Its table is in the repository:
+# Times need a GPU; the compiler does not. `python -m kernels.aot` compiles every kernel that can be selected for Ampere
+# (sm_80) and Hopper (sm_90) and reads the machine code. Its table is in the repository:
 
 # %%
 record = json.loads((ROOT / "docs/kernels_aot.json").read_text("utf-8"))
@@ -255,12 +263,15 @@ assert all(code["local_accesses"] == 0 and code["hgmma"] > 0 for code in map(tab
 # %% [markdown]
 # How to read it:
 #
-# * **registers** a thread. There are 65,536 on a multiprocessor and at most 255 a thread. What does not fit is *spilled* to slow memory: the disaster to look for, and there is none.
+# * **registers** a thread. There are 65,536 on a multiprocessor and at most 255 a thread. What does not fit is
+#   *spilled* to slow memory: the disaster to look for, and there is none.
 # * **shared KB**: the tiles of q, k and v on their way to the matrix units; a Hopper multiprocessor has 228 KB.
-# * **programs** that a multiprocessor holds at once. While one waits for memory, another can compute: 1 means that nobody fills the gaps.
+# * **programs** that a multiprocessor holds at once. While one waits for memory, another can compute: 1 means that
+#   nobody fills the gaps.
 # * **of a pass**: instructions of the inner loop.
 #
-# The number of programs follows from the first two. By hand, for the forward kernel with 128 × 64 blocks and its 8 warps of 32 threads:
+# The number of programs follows from the first two. By hand, for the forward kernel with 128 × 64 blocks and its 8
+# warps of 32 threads:
 
 # %%
 code = table["attention forward D64 128x64 bf16 sm_90"]
@@ -300,13 +311,15 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The picture explains a choice: with 128 rows a tile the forward kernel must stay below 128 registers a thread to be there twice. It has 111. The backward kernel
-# dK/dV needs more than 200, for it holds two accumulators, and there is one of it.
+# The picture explains a choice: with 128 rows a tile the forward kernel must stay below 128 registers a thread to be
+# there twice. It has 111. The backward kernel dK/dV needs more than 200, for it holds two accumulators, and there is
+# one of it.
 #
 # ## What to remember
 #
 # * Naive attention is slow because it *moves* two L × L matrices; its FLOPs are the same as the fused kernel's.
 # * The online softmax makes fusing possible: three running values, corrected when the maximum rises.
-# * An interpreter proves that a kernel computes the right thing, and a compiler shows what it will run as. Neither knows the time: the crosses above are predictions until `make gpu` has run.
+# * An interpreter proves that a kernel computes the right thing, and a compiler shows what it will run as. Neither
+#   knows the time: the crosses above are predictions until `make gpu` has run.
 #
 # Write the recurrence yourself: [exercises/online_softmax.py](../exercises/online_softmax.py).
