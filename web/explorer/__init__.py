@@ -1,0 +1,1 @@
+"""The explorer: pages that show the model at work."""
