@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 _NAME = r"[A-Za-z_$][\w$]*"
 _NAMES = rf"\{{(?P<names>[\s\w$,]*)\}}"
-_SOURCE = r"""(?P<quote>["'])(?P<source>\./[\w./-]+\.js)(?P=quote)\s*;"""
+_SOURCE = r"""(?P<quote>["'])(?P<source>\.\.?/[\w./-]+\.js)(?P=quote)\s*;"""
 IMPORT = re.compile(rf"^import\s+(?:{_NAMES}|\*\s+as\s+(?P<whole>{_NAME}))\s+from\s+{_SOURCE}[ \t]*$", re.MULTILINE)
 EXPORT_DECLARED = re.compile(rf"^export\s+(?=(?:async\s+)?(?:function\*?|class|const|let)\s+(?P<name>{_NAME}))", re.MULTILINE)
 EXPORT_NAMES = re.compile(rf"^export\s+{_NAMES}\s*;[ \t]*$", re.MULTILINE)
@@ -45,7 +45,7 @@ def bundle(modules: Mapping[str, str], entry: str) -> str:
     for number, module in enumerate(order):
         body = re.sub(r"\0(.+?)\0", lambda match: f"module{numbers[match[1]]}", module.body)
         parts.append(f"// --- {module.name}\nconst module{number} = (() => {{\n{body.strip()}\n}})();\n")
-    return '"use strict";\n' + "".join(parts)
+    return f'"use strict";\n{{\n{"".join(parts)}}}\n'  # a block of its own: several bundles may stand on a page
 
 
 def _visit(modules: Mapping[str, str], name: str, importers: tuple[str, ...], order: list[_Module]) -> None:

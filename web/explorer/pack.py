@@ -1,7 +1,7 @@
 """A model's weights as bytes that a page unpacks: fewer bits, then gzip.
 
-    int8   a matrix as one byte a number and one fp32 scale a row, round(w / scale) with scale = max |w| / 127; vectors
-           (biases, LayerNorm) as fp32: they are small, and what is added to a sum is not forgiven as a factor is
+    int8   a matrix as one byte a number and one fp32 scale a row: round(w / scale), scale = max |w| / 127. Vectors stay fp32
+           and the heads' own matrices bf16: they are small, and a head's error is not smoothed by the layers after it
     bf16   the upper half of each fp32, rounded to nearest; all upper bytes before all lower ones, for the exponents of
            neighbours are alike and are squeezed better on their own
 """
@@ -19,6 +19,7 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
 
+from spanbert.checkpoint.architectures import ENCODER_PREFIXES
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -43,11 +44,20 @@ def pack(tensors: Mapping[str, Tensor], precision: Precision) -> Packed:
     entries: dict[str, dict[str, Any]] = {}
     begin = 0
     for name, tensor in tensors.items():
-        kind = "fp32" if precision == "int8" and tensor.dim() < 2 else precision
+        kind = kind_of(name, tensor, precision)
         parts.append(KINDS[kind](tensor.detach().float()))
         entries[name] = {"shape": list(tensor.shape), "kind": kind, "begin": begin}
         begin += len(parts[-1])
     return Packed(entries, b"".join(parts))
+
+
+def kind_of(name: str, tensor: Tensor, precision: Precision) -> str:
+    """How a tensor is packed: a name of ``KINDS``."""
+    if precision == "bf16":
+        return "bf16"
+    if tensor.dim() < 2:
+        return "fp32"
+    return "int8" if name.startswith(ENCODER_PREFIXES) else "bf16"
 
 
 def int8_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,399 @@
+"""The explorer in one file, in a real browser: its forward pass against PyTorch, its tokens against the tokenizer.
+
+Nothing is asked of the network or of another file. The references are computed here, by the project's own model, with the
+weights rounded as they are in the file.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import lzma
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from pretrain.masking.masker import MaskConfig, Masker
+from spanbert.checkpoint.model_folder import load_model_and_tokenizer, save_model
+from spanbert.checkpoint.weight_names import group_of, to_ours, to_theirs
+from spanbert.errors import UserError
+from spanbert.model.batch import pack_sequences
+from spanbert.model.config import EncoderConfig
+from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import bundled_path
+from web.explorer.bundle import bundle
+from web.explorer.pack import int8_rows, kind_of
+from web.explorer.standalone import LIMIT, javascript_modules, write_html
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+
+from tests.web.test_page import browser  # noqa: E402, F401 — the fixture
+
+SAMPLE = Path(__file__).parents[2] / "sample"
+TOLERANCE = 1e-4  # of a log-probability: float32 sums of 1024 terms in another order
+
+
+# --- texts with masked spans, and what PyTorch makes of them ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text's ids with [CLS] and [SEP], and its masked spans (first and last token)."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    @property
+    def positions(self) -> list[int]:
+        return [place for first, last in self.spans for place in range(first, last + 1)]
+
+
+@cache
+def masked_texts(count: int, tokens: int = 128) -> list[Masked]:
+    """Articles of the sample corpus with the spans of one draw of the real masker, each cut to `tokens` tokens."""
+    text = lzma.open(SAMPLE / "wikipedia.txt.xz", "rt", encoding="utf-8").read()
+    paragraphs = [line for line in text.split("\n") if len(line) > 300][:count]
+    assert len(paragraphs) == count
+    tokenizer = Tokenizer.load(bundled_path("encoder"))
+    masker = Masker.from_tokenizer(MaskConfig(), tokenizer, seed=0, unigram_counts=None, sbo_positions=20)
+    made = []
+    for number, paragraph in enumerate(paragraphs):
+        ids = tokenizer.encode(paragraph).ids[: tokens - 2]
+        packed = pack_sequences([(ids,)], tokenizer.cls_id, tokenizer.sep_id)
+        targets = masker.mask(packed, epoch=0, indices=np.array([number])).targets
+        spans = [(left + 1, right - 1) for left, right in zip(targets.left_S.tolist(), targets.right_S.tolist())]
+        made.append(Masked(packed.input_ids_T.tolist(), spans))
+    return made
+
+
+def rounded(model: SpanBertForPretraining, precision: str) -> SpanBertForPretraining:
+    """The model with the weights that a page of this precision holds, as fp32."""
+    theirs = {}
+    for name, tensor in to_theirs(dict(model.named_parameters())).items():
+        kind = kind_of(name, tensor, precision)
+        if kind == "int8":
+            numbers, scale_R = int8_rows(tensor)
+            tensor = numbers.float() * scale_R[:, None]
+        theirs[name] = tensor.to(torch.bfloat16).float() if kind == "bf16" else tensor
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            group = group_of(name)
+            widths = [dict(model.named_parameters())[ours].shape[group.dim] for ours in group.ours]
+            parameter.copy_(to_ours(group, theirs, widths)[name])
+    return model.eval()
+
+
+def encoder(precision: str) -> SpanBertForPretraining:
+    model, _, _ = load_model_and_tokenizer(bundled_path("encoder"), SpanBertForPretraining)
+    return rounded(model, precision) if precision != "fp32" else model.eval()
+
+
+@torch.inference_mode()
+def log_probs(model: SpanBertForPretraining, one: Masked, mask_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M, V) each: what the MLM and the SBO head say at the masked positions."""
+    ids = torch.tensor(one.ids)
+    ids[one.positions] = mask_id
+    hidden_TH = model.encoder(ids, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
+    first_S, last_S = torch.tensor(one.spans).T
+    span_M = torch.arange(len(one.spans)).repeat_interleave(last_S - first_S + 1)
+    offset_M = torch.tensor(one.positions) - first_S[span_M]
+    embedding_VH = model.encoder.embeddings.word.weight
+    mlm = vocabulary_logits(model.mlm(hidden_TH[one.positions]), embedding_VH, model.mlm.bias)
+    sbo_features = model.sbo(hidden_TH[first_S - 1], hidden_TH[last_S + 1], span_M, offset_M)
+    sbo = vocabulary_logits(sbo_features, embedding_VH, model.sbo.bias)
+    return mlm.log_softmax(-1).numpy(), sbo.log_softmax(-1).numpy()
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def visit(browser) -> Iterator[Callable[[Path], Any]]:  # noqa: F811
+    """visit(file) → the open page; at the end, no error and no request but for the file itself."""
+    contexts, errors, requests, files = [], [], [], []
+
+    def make(file: Path) -> Any:
+        context = browser.new_context()
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: requests.append(request.url))
+        files.append(file.as_uri())
+        page.goto(file.as_uri())
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert requests == files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("standalone")
+
+
+@pytest.fixture(scope="module")
+def bf16(visit, folder) -> Any:
+    """Both bundled models in the precision that they have on disk: nothing is lost, but it is too large to hand out."""
+    write_html(bundled_path("encoder"), bundled_path("scratch"), folder / "bf16.html", "bf16", limit=2 * LIMIT)
+    return visit(folder / "bf16.html")
+
+
+@pytest.fixture(scope="module")
+def int8(visit, folder) -> Any:
+    """The page as the command writes it."""
+    size = write_html(bundled_path("encoder"), bundled_path("scratch"), folder / "int8.html")
+    assert size == (folder / "int8.html").stat().st_size <= LIMIT
+    print(f"\nboth bundled models in int8: {size:,} bytes")
+    return visit(folder / "int8.html")
+
+
+def run(page: Any, one: Masked) -> dict[str, Any]:
+    """What the page's source makes of a masked text, without the attention maps."""
+    return page.evaluate(
+        """async ([ids, spans]) => { const { mlm, sbo } = await spanbertSource.run(ids, spans); return { mlm, sbo }; }""",
+        [one.ids, one.spans],
+    )
+
+
+def with_forward_pass(page: Any) -> Any:
+    """The page with forward.js within the test's reach."""
+    entry = 'import * as forward from "./forward.js";\nglobalThis.forward = forward;'
+    page.evaluate(f"() => {{ {bundle({**javascript_modules(), 'test.js': entry}, 'test.js')} }}")
+    return page
+
+
+# --- the forward pass ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_predictions_are_those_of_pytorch(bf16):
+    """50 texts: at every masked token the same best token, and the log-probabilities of the page's best five."""
+    model, tokenizer = encoder("bf16"), Tokenizer.load(bundled_path("encoder"))
+    worst, compared = 0.0, 0
+    for one in masked_texts(50):
+        found = run(bf16, one)
+        for head, expected_MV in zip(("mlm", "sbo"), log_probs(model, one, tokenizer.mask_id)):
+            assert [row["position"] for row in found[head]] == one.positions
+            for row, expected_V in zip(found[head], expected_MV, strict=True):
+                assert row["best"][0]["id"] == expected_V.argmax()
+                for token in row["best"]:
+                    assert token["token"] == tokenizer.token(token["id"])
+                    worst = max(worst, abs(np.log(token["p"]) - expected_V[token["id"]]))
+                compared += 1
+    print(f"\n{compared:,} predictions, largest difference of a log-probability {worst:.1e}")
+    assert compared > 1500 and worst < TOLERANCE
+
+
+@pytest.mark.browser
+def test_log_probabilities_of_the_whole_vocabulary(bf16):
+    """Also of what is improbable; and attention, which a row of probabilities is for each token."""
+    model, tokenizer = encoder("bf16"), Tokenizer.load(bundled_path("encoder"))
+    page = with_forward_pass(bf16)
+    for one in masked_texts(3):
+        made = page.evaluate(
+            """async ([ids, positions, targets]) => {
+                const model = await spanbertSource.model("encoder");
+                const { hidden, attention } = forward.encode(model, ids);
+                const sums = attention.flat().flatMap((map) => ids.map((_, t) =>
+                    map.subarray(t * ids.length, (t + 1) * ids.length).reduce((sum, p) => sum + p, 0)));
+                const bytes = (x) => new Uint8Array(x.buffer);
+                const text = (x) => bytes(x).reduce((all, byte) => all + String.fromCharCode(byte), "");
+                return [btoa(text(forward.mlmLogProbs(model, hidden, positions))),
+                        btoa(text(forward.sboLogProbs(model, hidden, targets))), sums];
+            }""",
+            [
+                [tokenizer.mask_id if place in one.positions else id for place, id in enumerate(one.ids)],
+                one.positions,
+                [
+                    {"left": first - 1, "right": last + 1, "offset": place - first}
+                    for first, last in one.spans
+                    for place in range(first, last + 1)
+                ],
+            ],
+        )
+        for text, expected_MV in zip(made, log_probs(model, one, tokenizer.mask_id), strict=False):
+            found_MV = np.frombuffer(base64.b64decode(text), "<f4").reshape(expected_MV.shape)
+            assert np.abs(found_MV - expected_MV).max() < TOLERANCE
+        assert len(made[2]) == 16 * len(one.ids) and np.allclose(made[2], 1, atol=1e-5)
+
+
+@pytest.mark.browser
+def test_int8_hardly_changes_the_best_token(int8):
+    """Against fp32: the same best token at 97 % of the masked tokens. Against the same int8 weights in PyTorch: at all."""
+    exact, rounded_model = encoder("fp32"), encoder("int8")
+    tokenizer = Tokenizer.load(bundled_path("encoder"))
+    same, count, worst = {"mlm": 0, "sbo": 0}, 0, 0.0
+    for one in masked_texts(100):
+        found = run(int8, one)
+        references = zip(("mlm", "sbo"), log_probs(exact, one, tokenizer.mask_id), log_probs(rounded_model, one, tokenizer.mask_id))
+        count += len(one.positions)
+        for head, exact_MV, rounded_MV in references:
+            best_M = [row["best"][0]["id"] for row in found[head]]
+            same[head] += int((exact_MV.argmax(-1) == best_M).sum())
+            for row, rounded_V in zip(found[head], rounded_MV, strict=True):
+                worst = max(worst, abs(np.log(row["best"][0]["p"]) - rounded_V[row["best"][0]["id"]]))
+    shares = {head: number / count for head, number in same.items()}
+    print(f"\nint8: best token as in fp32 at {shares} of {count:,} masked tokens; against int8 in PyTorch {worst:.1e}")
+    assert min(shares.values()) >= 0.97
+    assert worst < TOLERANCE
+
+
+@pytest.mark.browser
+def test_erf_is_that_of_the_library(bf16):
+    page = with_forward_pass(bf16)
+    points = np.linspace(-6, 6, 4801)
+    found = page.evaluate("(points) => points.map(forward.erf)", points.tolist())
+    assert np.abs(np.array(found) - torch.erf(torch.tensor(points)).numpy()).max() < 2**-25  # half of float32's last place
+
+
+@pytest.mark.browser
+def test_a_forward_pass_takes_less_than_half_a_second(bf16):
+    """Processor time of the page's thread, so that other work on the machine does not count; the best of five."""
+    session = bf16.context.new_cdp_session(bf16)
+    session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+    session.send("Performance.enable")
+
+    def used() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "ScriptDuration")
+
+    best = {}
+    for tokens in (64, 128):
+        one = masked_texts(1, tokens)[0]
+        times = []
+        for _ in range(5):
+            before = used()
+            run(bf16, one)
+            times.append(used() - before)
+        best[tokens] = min(times)
+        print(f"\n{tokens} tokens, {len(one.positions)} of them masked: {1000 * best[tokens]:.0f} ms")
+    assert 0.01 < best[128] < 0.5
+
+
+# --- question answering -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_answers_are_those_of_the_command(bf16):
+    """Texts of one and of several windows: answers, places and scores as `spanbert ask` has them."""
+    answerer = QuestionAnswerer.load(bundled_path("scratch"), device="cpu", precision="fp32")
+    paragraphs = [p for a in json.loads(gzip.open(SAMPLE / "squad-dev.json.gz").read())["data"] for p in a["paragraphs"]]
+    asked = [(p["qas"][0]["question"], p["context"]) for p in paragraphs[:8]]
+    asked.append((asked[0][0], " ".join(context for _, context in asked[:4])))
+    for question, context in asked:
+        found = bf16.evaluate("async ([q, t]) => (await spanbertSource.answer(q, t)).answers", [question, context])
+        expected = answerer.answer(question, context, n_best=20)
+        assert [(a["text"], a["start"], a["end"]) for a in found] == [(a.text, a.start, a.end) for a in expected]
+        assert np.allclose([a["score"] for a in found], [a.score for a in expected], atol=1e-3)
+        assert np.allclose([a["confidence"] for a in found], [a.probability for a in expected], atol=1e-3)
+
+
+# --- WordPiece ----------------------------------------------------------------------------------------------------
+
+ODD = [
+    *"\t\n\r\x00\x07\x1f\x7f\x85\xa0\u00ad\u200b\u200d\u2028\u2029\u3000\ufeff\ufffd\ufe0f", "e\u0301", "é", "ﬁ", "ß", "İ",
+    "ı", "ǅ", "Σίσυφος", "ΟΔΥΣΣΕΥΣ", "a\u0323\u0307b", "q\u0307\u0323", "각", "ᄀ\u1161\u11a8", "日本語", "汉", "𠀀", "か\u3099",
+    "😀", "👩\u200d👩\u200d👧", "👍🏽", "🇫🇷", "שָׁלוֹם", "مرحبا", "\u202eabc\u202c", "हिन्दी", "ไทย", "Ⅷ", "½", "²", "𝔄", "…", "—", "«x»", "“x”",
+    "[MASK]", "[CLS]", "[SEP]", "[UNK]", "[PAD]", "##s", "don't", "U.S.A.", "3.14", "$5", "C++", "a_b", "^`~|<>=+", "x" * 100,
+    "x" * 101, "é" * 100, "́" * 3, "Straße", "naïve", "Zürich", "\u0085x", "\U000e0001", "\ue000", "\u0378", "𑃍", "⹃", "Canal",
+]  # fmt: skip
+
+
+def odd_texts(count: int, seed: int = 0) -> list[str]:
+    """Odd parts and random characters of all planes, with and without spaces."""
+    draw = random.Random(seed)
+    valid = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code <= 0xDFFF]
+    texts = ["", " ", *ODD]
+    while len(texts) < count:
+        parts = [
+            draw.choice(ODD) if draw.random() < 0.7 else chr(draw.choice(valid[:0x3000] if draw.random() < 0.8 else valid))
+            for _ in range(draw.randint(1, 12))
+        ]
+        texts.append(draw.choice(["", " "]).join(parts))
+    return texts
+
+
+@pytest.fixture(scope="module")
+def uncased(visit, folder) -> tuple[Any, Tokenizer]:
+    """A page whose model is as small as can be, with the vocabulary of the reader, which lower-cases and strips accents."""
+    tokenizer = Tokenizer.load(bundled_path("reader"))
+    assert tokenizer.lowercase
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = EncoderConfig(vocab_size=tokenizer.vocab_size, sbo_position_size=8, **shape)
+    save_model(folder / "small", SpanBertForPretraining(config), tokenizer)
+    write_html(folder / "small", None, folder / "uncased.html")
+    return visit(folder / "uncased.html"), tokenizer
+
+
+def assert_same_tokens(page: Any, tokenizer: Tokenizer, texts: list[str]) -> None:
+    for text, found in zip(texts, page.evaluate("(texts) => Promise.all(texts.map((t) => spanbertSource.encode(t)))", texts)):
+        expected = tokenizer.encode(text)
+        ids = expected.ids.tolist()
+        assert found["ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id], text
+        places = list(zip(found["starts"][1:-1], found["ends"][1:-1], strict=True))
+        assert places == [tuple(pair) for pair in expected.offsets.tolist()], text
+        assert found["tokens"] == [tokenizer.token(id) for id in found["ids"]]
+        words = np.cumsum(tokenizer.starts_word[expected.ids]) - 1 if len(ids) else []
+        assert found["words"] == [None, *map(int, words), None], text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("case", ["cased", "uncased"])
+def test_tokens_of_odd_texts(request, case, bf16):
+    page, tokenizer = (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    texts = odd_texts(600)
+    assert len(set(texts)) > 550
+    assert_same_tokens(page, tokenizer, texts)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("case", ["cased", "uncased"])
+def test_tokens_of_every_character(request, case, bf16):
+    """Each character of the first three planes, and of the last, within a word: is it dropped, cut at, changed?"""
+    page, tokenizer = (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    planes = [*range(0x30000), *range(0xE0000, 0xE0400)]
+    words = [f"a{chr(code)}b" for code in planes if not 0xD800 <= code <= 0xDFFF]
+    assert_same_tokens(page, tokenizer, [" ".join(words[begin : begin + 1000]) for begin in range(0, len(words), 1000)])
+
+
+@pytest.mark.browser
+def test_half_a_character_is_none(bf16):
+    """A lone surrogate, which a text field can hold, is taken as U+FFFD, as in Python."""
+    found = bf16.evaluate("""() => spanbertSource.encode("a" + String.fromCharCode(0xd800) + "b")""")
+    expected = Tokenizer.load(bundled_path("encoder")).encode("a\ud800b")
+    assert found["ids"][1:-1] == expected.ids.tolist()
+    assert list(zip(found["starts"], found["ends"]))[1:-1] == [tuple(pair) for pair in expected.offsets.tolist()]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_a_page_that_would_be_too_large_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"would have 2\d\.\d MB \(encoder .* in bf16\), more than the 20\.0 MB .* int8 or no reader"):
+        write_html(bundled_path("encoder"), bundled_path("scratch"), tmp_path / "page.html", "bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_heads_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no trained MLM head"):
+        write_html(bundled_path("scratch"), None, tmp_path / "page.html")
+    with pytest.raises(UserError, match="has no trained head for this task"):
+        write_html(bundled_path("encoder"), bundled_path("encoder"), tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+globalThis.ok = globalThis.spanbertSource;
