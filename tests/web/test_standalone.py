@@ -63,7 +63,8 @@ class Masked:
 @cache
 def masked_texts(count: int, tokens: int = 128) -> list[Masked]:
     """Articles of the sample corpus with the spans of one draw of the real masker, each cut to `tokens` tokens."""
-    text = lzma.open(SAMPLE / "wikipedia.txt.xz", "rt", encoding="utf-8").read()
+    with lzma.open(SAMPLE / "wikipedia.txt.xz", "rt", encoding="utf-8") as file:
+        text = file.read()
     paragraphs = [line for line in text.split("\n") if len(line) > 300][:count]
     assert len(paragraphs) == count
     tokenizer = Tokenizer.load(bundled_path("encoder"))
@@ -242,7 +243,9 @@ def test_int8_hardly_changes_the_best_token(int8):
     same, count, worst = {"mlm": 0, "sbo": 0}, 0, 0.0
     for one in masked_texts(100):
         found = run(int8, one)
-        references = zip(("mlm", "sbo"), log_probs(exact, one, tokenizer.mask_id), log_probs(rounded_model, one, tokenizer.mask_id))
+        references = zip(
+            ("mlm", "sbo"), log_probs(exact, one, tokenizer.mask_id), log_probs(rounded_model, one, tokenizer.mask_id)
+        )
         count += len(one.positions)
         for head, exact_MV, rounded_MV in references:
             best_M = [row["best"][0]["id"] for row in found[head]]
@@ -260,19 +263,20 @@ def test_erf_is_that_of_the_library(bf16):
     page = with_forward_pass(bf16)
     points = np.linspace(-6, 6, 4801)
     found = page.evaluate("(points) => points.map(forward.erf)", points.tolist())
-    assert np.abs(np.array(found) - torch.erf(torch.tensor(points)).numpy()).max() < 2**-25  # half of float32's last place
+    assert (
+        np.abs(np.array(found) - torch.erf(torch.tensor(points)).numpy()).max() < 2**-25
+    )  # half of float32's last place
 
 
 @pytest.mark.browser
 def test_a_forward_pass_takes_less_than_half_a_second(bf16):
     """Processor time of the page's thread, so that other work on the machine does not count; the best of five."""
     session = bf16.context.new_cdp_session(bf16)
-    session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
     session.send("Performance.enable")
 
     def used() -> float:
         metrics = session.send("Performance.getMetrics")["metrics"]
-        return next(metric["value"] for metric in metrics if metric["name"] == "ScriptDuration")
+        return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
 
     best = {}
     for tokens in (64, 128):
@@ -294,12 +298,13 @@ def test_a_forward_pass_takes_less_than_half_a_second(bf16):
 def test_answers_are_those_of_the_command(bf16):
     """Texts of one and of several windows: answers, places and scores as `spanbert ask` has them."""
     answerer = QuestionAnswerer.load(bundled_path("scratch"), device="cpu", precision="fp32")
-    paragraphs = [p for a in json.loads(gzip.open(SAMPLE / "squad-dev.json.gz").read())["data"] for p in a["paragraphs"]]
+    data = json.loads(gzip.decompress((SAMPLE / "squad-dev.json.gz").read_bytes()))["data"]
+    paragraphs = [paragraph for article in data for paragraph in article["paragraphs"]]
     asked = [(p["qas"][0]["question"], p["context"]) for p in paragraphs[:8]]
     asked.append((asked[0][0], " ".join(context for _, context in asked[:4])))
     for question, context in asked:
         found = bf16.evaluate("async ([q, t]) => (await spanbertSource.answer(q, t)).answers", [question, context])
-        expected = answerer.answer(question, context, n_best=20)
+        expected = answerer.answer(question, context, n_best=8)
         assert [(a["text"], a["start"], a["end"]) for a in found] == [(a.text, a.start, a.end) for a in expected]
         assert np.allclose([a["score"] for a in found], [a.score for a in expected], atol=1e-3)
         assert np.allclose([a["confidence"] for a in found], [a.probability for a in expected], atol=1e-3)
@@ -323,7 +328,9 @@ def odd_texts(count: int, seed: int = 0) -> list[str]:
     texts = ["", " ", *ODD]
     while len(texts) < count:
         parts = [
-            draw.choice(ODD) if draw.random() < 0.7 else chr(draw.choice(valid[:0x3000] if draw.random() < 0.8 else valid))
+            draw.choice(ODD)
+            if draw.random() < 0.7
+            else chr(draw.choice(valid[:0x3000] if draw.random() < 0.8 else valid))
             for _ in range(draw.randint(1, 12))
         ]
         texts.append(draw.choice(["", " "]).join(parts))
@@ -343,7 +350,9 @@ def uncased(visit, folder) -> tuple[Any, Tokenizer]:
 
 
 def assert_same_tokens(page: Any, tokenizer: Tokenizer, texts: list[str]) -> None:
-    for text, found in zip(texts, page.evaluate("(texts) => Promise.all(texts.map((t) => spanbertSource.encode(t)))", texts)):
+    for text, found in zip(
+        texts, page.evaluate("(texts) => Promise.all(texts.map((t) => spanbertSource.encode(t)))", texts)
+    ):
         expected = tokenizer.encode(text)
         ids = expected.ids.tolist()
         assert found["ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id], text
@@ -357,7 +366,9 @@ def assert_same_tokens(page: Any, tokenizer: Tokenizer, texts: list[str]) -> Non
 @pytest.mark.browser
 @pytest.mark.parametrize("case", ["cased", "uncased"])
 def test_tokens_of_odd_texts(request, case, bf16):
-    page, tokenizer = (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    page, tokenizer = (
+        (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    )
     texts = odd_texts(600)
     assert len(set(texts)) > 550
     assert_same_tokens(page, tokenizer, texts)
@@ -367,7 +378,9 @@ def test_tokens_of_odd_texts(request, case, bf16):
 @pytest.mark.parametrize("case", ["cased", "uncased"])
 def test_tokens_of_every_character(request, case, bf16):
     """Each character of the first three planes, and of the last, within a word: is it dropped, cut at, changed?"""
-    page, tokenizer = (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    page, tokenizer = (
+        (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
+    )
     planes = [*range(0x30000), *range(0xE0000, 0xE0400)]
     words = [f"a{chr(code)}b" for code in planes if not 0xD800 <= code <= 0xDFFF]
     assert_same_tokens(page, tokenizer, [" ".join(words[begin : begin + 1000]) for begin in range(0, len(words), 1000)])
@@ -386,14 +399,16 @@ def test_half_a_character_is_none(bf16):
 
 
 def test_a_page_that_would_be_too_large_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"would have 2\d\.\d MB \(encoder .* in bf16\), more than the 20\.0 MB .* int8 or no reader"):
+    with pytest.raises(
+        UserError, match=r"would have 2\d\.\d MB \(encoder .* in bf16\), more than the 20\.0 MB .* int8 or no reader"
+    ):
         write_html(bundled_path("encoder"), bundled_path("scratch"), tmp_path / "page.html", "bf16")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_without_heads_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has no trained MLM head"):
-        write_html(bundled_path("scratch"), None, tmp_path / "page.html")
+def test_a_model_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such model folder"):
+        write_html(tmp_path / "nothing", None, tmp_path / "page.html")
     with pytest.raises(UserError, match="has no trained head for this task"):
         write_html(bundled_path("encoder"), bundled_path("encoder"), tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _NAME = r"[A-Za-z_$][\w$]*"
-_NAMES = rf"\{{(?P<names>[\s\w$,]*)\}}"
+_NAMES = r"\{(?P<names>[\s\w$,]*)\}"
 _SOURCE = r"""(?P<quote>["'])(?P<source>\.\.?/[\w./-]+\.js)(?P=quote)\s*;"""
 IMPORT = re.compile(rf"^import\s+(?:{_NAMES}|\*\s+as\s+(?P<whole>{_NAME}))\s+from\s+{_SOURCE}[ \t]*$", re.MULTILINE)
-EXPORT_DECLARED = re.compile(rf"^export\s+(?=(?:async\s+)?(?:function\*?|class|const|let)\s+(?P<name>{_NAME}))", re.MULTILINE)
+EXPORT_DECLARED = re.compile(
+    rf"^export\s+(?=(?:async\s+)?(?:function\*?|class|const|let)\s+(?P<name>{_NAME}))", re.MULTILINE
+)
 EXPORT_NAMES = re.compile(rf"^export\s+{_NAMES}\s*;[ \t]*$", re.MULTILINE)
 #: What would still be an import or export once the known forms are gone.
 UNKNOWN = re.compile(r"^\s*(?:import\b(?!\.meta)|export\b).*|\bimport\s*\(.*|\bimport\.meta\b.*", re.MULTILINE)
@@ -52,7 +54,9 @@ def _visit(modules: Mapping[str, str], name: str, importers: tuple[str, ...], or
     if name in importers:
         raise BundleError(f"{' → '.join((*importers, name))}: modules that import one another cannot be bundled")
     if name not in modules:
-        raise BundleError(f"{importers[-1] if importers else 'the page'} imports {name}, which is not among the modules")
+        raise BundleError(
+            f"{importers[-1] if importers else 'the page'} imports {name}, which is not among the modules"
+        )
     if any(module.name == name for module in order):
         return
     module = _rewritten(name, modules[name])

@@ -1,9 +1,9 @@
 """A model's weights as bytes that a page unpacks: fewer bits, then gzip.
 
-    int8   a matrix as one byte a number and one fp32 scale a row: round(w / scale), scale = max |w| / 127. Vectors stay fp32
-           and the heads' own matrices bf16: they are small, and a head's error is not smoothed by the layers after it
-    bf16   the upper half of each fp32, rounded to nearest; all upper bytes before all lower ones, for the exponents of
-           neighbours are alike and are squeezed better on their own
+int8   a matrix as one byte a number and one fp32 scale a row: round(w / scale), scale = max |w| / 127. Vectors stay fp32
+       and the heads' own matrices bf16: they are small, and a head's error is not smoothed by the layers after it
+bf16   the upper half of each fp32, rounded to nearest; all upper bytes before all lower ones, for the exponents of
+       neighbours are alike and are squeezed better on their own
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def _int8_bytes(matrix: Tensor) -> bytes:
 
 
 def _bf16_bytes(tensor: Tensor) -> bytes:
-    halves = tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().astype("<i2").view(np.uint8).reshape(-1, 2)
+    halves = (
+        tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().astype("<i2").view(np.uint8).reshape(-1, 2)
+    )
     return halves[:, 1].tobytes() + halves[:, 0].tobytes()
 
 
@@ -113,9 +115,13 @@ def character_classes() -> dict[str, list[tuple[int, int]]]:
     cut = pre_tokenizers.BertPreTokenizer().pre_tokenize_str("".join(f"a{character}" for character in every))
     stripper = _bert_normalizer(strip_accents=True)
     return {
-        "control": _ranges(ord(c) for c in every if c not in kept and (c not in spaces or not cleaner.normalize_str(c))),
+        "control": _ranges(
+            ord(c) for c in every if c not in kept and (c not in spaces or not cleaner.normalize_str(c))
+        ),
         "punctuation": _ranges(ord(word) for word, _ in cut if len(word) == 1 and word != "a"),
-        "accents": _ranges(ord(c) for c in every if unicodedata.category(c)[0] == "M" and not stripper.normalize_str(c)),
+        "accents": _ranges(
+            ord(c) for c in every if unicodedata.category(c)[0] == "M" and not stripper.normalize_str(c)
+        ),
     }
 
 

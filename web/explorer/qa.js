@@ -28,18 +28,15 @@ export function windowInput(question, context, { first, count }, { cls, sep }) {
   return { ids, segments: Uint8Array.from(ids, (_, t) => (t < question.length + 2 ? 0 : 1)) };
 }
 
-/** The best spans that start in what a window owns, best first: [{score, first, last}], score = start + end logit.
- *
- * start and end are the window's logits from its first context token on. */
-export function spansOfWindow(start, end, window, { maxAnswer, nBest }) {
+/** The best spans that start in what a window owns, best first: [{score, first, last}], score = start + end logit. */
+export function spansOfWindow({ first, count, ownedFirst, ownedLast, start, end }, { max_answer, n_best }) {
   const spans = [];
-  for (let first = window.ownedFirst; first <= window.ownedLast; first++) {
-    const s = first - window.first;
-    for (let e = s; e < Math.min(s + maxAnswer, window.count); e++) {
-      spans.push({ score: Math.fround(start[s] + end[e]), first, last: window.first + e });
+  for (let s = ownedFirst - first; s <= ownedLast - first; s++) {
+    for (let e = s; e < Math.min(s + max_answer, count); e++) {
+      spans.push({ score: Math.fround(start[s] + end[e]), first: first + s, last: first + e });
     }
   }
-  return spans.sort(bestFirst).slice(0, nBest);
+  return spans.sort(bestFirst).slice(0, n_best);
 }
 
 /** Spans of all windows as texts, best first; a text that stands twice is taken where it scores best. */
@@ -55,18 +52,19 @@ export function candidates(spans, text, encoded, nBest) {
 }
 
 /** Probabilities by a softmax over the candidates, and over "no answer" where the model may say so. */
-export function withConfidence(answers, nullScore, nullAllowed) {
-  const scores = answers.map((answer) => answer.score), all = nullAllowed ? [...scores, nullScore] : scores;
+export function withConfidence(answers, nullScore, { null_allowed }) {
+  const scores = answers.map((answer) => answer.score), all = null_allowed ? [...scores, nullScore] : scores;
   const top = Math.max(...all), total = all.reduce((sum, score) => sum + Math.exp(score - top), 0);
   return answers.map((answer) => ({ ...answer, confidence: Math.exp(answer.score - top) / total }));
 }
 
-/** "No answer" among the answers: first where it wins by more than the threshold, else where its score puts it. */
-export function withNothing(answers, nullScore, threshold) {
+/** "No answer", where it is allowed, among the answers: first if it wins by the threshold, else where its score puts it. */
+export function withNothing(answers, nullScore, { null_allowed, null_threshold }) {
+  if (!null_allowed) return answers;
   const confidence = Math.max(0, 1 - answers.reduce((sum, answer) => sum + answer.confidence, 0));
-  const wins = nullScore - answers[0].score > threshold;
   const better = answers.filter((answer) => answer.score >= nullScore).length;
-  return answers.toSpliced(wins ? 0 : Math.max(1, better), 0, { text: "", start: 0, end: 0, score: nullScore, confidence });
+  const place = nullScore - answers[0].score > null_threshold ? 0 : Math.max(1, better);
+  return answers.toSpliced(place, 0, { text: "", start: 0, end: 0, score: nullScore, confidence });
 }
 
 function bestFirst(a, b) {

@@ -1,23 +1,30 @@
-// What the views ask of a model, answered inside the page: no server, the weights are in the file.
+// What the views ask of a model, answered inside the page: no server, the weights are in the file. The same questions and
+// answers as source_server.js has them.
 
 import { answerLogits, encode, mlmLogProbs, sboLogProbs } from "./forward.js";
 import { candidates, spansOfWindow, windowInput, windowsOver, withConfidence, withNothing } from "./qa.js";
 import { unpackModel } from "./unpack.js";
 import { WordPiece } from "./wordpiece.js";
 
-const BEST = 5;
+const CLS = "[CLS]", SEP = "[SEP]", MASK = "[MASK]";
+const BEST = 5, ANSWERS = 8, MOST_REMEMBERED = 30;
 
-/** packed: {tokenizers: [settings], models: {encoder, reader?: {config, tensors, tokenizer, …}}, about, masks}. */
 export class StaticSource {
+  /** packed: {about, tokenizers: [settings], models: {encoder, reader?: {config, tensors, tokenizer}}, masks}. */
   constructor(packed) {
     this.packed = packed;
     this.tokenizers = packed.tokenizers.map((settings) => new WordPiece(settings));
-    this.models = {};
+    this.loading = {};
+    this.remembered = new Map();
   }
 
-  /** The model `name`, unpacked when it is first asked for. */
-  model(name) {
-    return (this.models[name] ??= unpackModel(name, this.packed.models[name]));
+  /** A model, unpacked when it is first asked for; what the reader lacks is the encoder's. */
+  async model(name) {
+    this.loading[name] ??= unpackModel(name, this.packed.models[name]);
+    const model = await this.loading[name];
+    if (name === "encoder" || model.tensors["bert.embeddings.LayerNorm.weight"]) return model;
+    const { tensors } = await this.model("encoder");
+    return { ...model, tensors: { ...tensors, ...model.tensors } };
   }
 
   tokenizer(name) {
@@ -28,62 +35,120 @@ export class StaticSource {
     return this.packed.about;
   }
 
-  /** Tokens of a text with [CLS] and [SEP] around them, which cover nothing of it. */
+  /** Tokens of a text with [CLS] and [SEP] around them; starts and ends count code points. */
   async encode(text) {
-    const tokenizer = this.tokenizer("encoder"), { ids, starts, ends, words } = tokenizer.encode(text);
-    const end = [...text].length;
+    const tokenizer = this.tokenizer("encoder"), { ids, starts, ends, words } = encodeText(tokenizer, text, "text");
+    const { cls, sep } = special(tokenizer), all = [cls, ...ids, sep], end = [...text].length;
     return {
-      tokens: [CLS, ...ids.map((id) => tokenizer.settings.tokens[id]), SEP],
-      ids: [tokenizer.ids.get(CLS), ...ids, tokenizer.ids.get(SEP)],
+      tokens: all.map((id) => tokenizer.settings.tokens[id]),
+      ids: all,
       starts: [0, ...starts, end],
       ends: [0, ...ends, end],
       words: [null, ...words, null],
     };
   }
 
-  /** Masks are drawn in Python; a few for the first text are in the file. */
+  /** Masks are drawn in Python: those of the examples are in the file, of other texts there are none. */
   async masks(text, seed) {
-    return this.packed.masks.find((mask) => mask.text === text && mask.seed === seed)?.draws ?? null;
+    const example = this.packed.masks.find((one) => one.text === text), draw = example?.draws[seed];
+    if (!draw) return null;
+    const schemes = Object.entries(draw.schemes).map(([name, packed]) => [name, unpackDraw(packed, example.tokens)]);
+    return { schemes: Object.fromEntries(schemes), histogram: { ...example.histogram, counts: draw.counts } };
   }
 
-  /** The text with its spans (first and last token of each) masked: attention, and what both heads predict there. */
-  async run(ids, spans) {
+  /** The tokens with their spans (first and last of each) masked: attention in 255ths, and what both heads predict. */
+  run(ids, spans) {
+    return this.once(["run", ids, spans], () => this.predict(ids, spans));
+  }
+
+  /** Each window's logits over its part of the text, the null score, and the best answers. */
+  answer(question, text) {
+    return this.once(["answer", question, text], () => this.read(question, text));
+  }
+
+  /** Several views ask the same: it is computed once, and the latest results are kept. */
+  once(asked, compute) {
+    const key = JSON.stringify(asked);
+    if (!this.remembered.has(key)) this.remembered.set(key, paint().then(compute));
+    if (this.remembered.size > MOST_REMEMBERED) this.remembered.delete(this.remembered.keys().next().value);
+    return this.remembered.get(key);
+  }
+
+  async predict(ids, spans) {
     const model = await this.model("encoder"), tokenizer = this.tokenizer("encoder");
+    const { hasMlm, hasSbo } = this.packed.about;
     const targets = spans.flatMap(([first, last]) => targetsOfSpan(first, last));
     const seen = ids.slice();
-    for (const { position } of targets) seen[position] = tokenizer.ids.get(MASK);
+    for (const { position } of targets) seen[position] = special(tokenizer).mask;
     const { hidden, attention } = encode(model, seen);
-    const withSbo = targets.filter(({ offset }) => offset < model.config.sbo_positions);
-    const predict = (rows, of) => best(rows, of.map(({ position }) => position), tokenizer);
+    const positions = targets.map(({ position }) => position);
+    const near = targets.filter(({ offset }) => offset < model.config.sbo_positions);
     return {
       attention: attention.map((heads) => heads.map(asBytes)),
-      mlm: predict(mlmLogProbs(model, hidden, targets.map(({ position }) => position)), targets),
-      sbo: predict(sboLogProbs(model, hidden, withSbo), withSbo),
+      mlm: hasMlm ? best(mlmLogProbs(model, hidden, positions), targets, tokenizer) : null,
+      sbo: hasSbo ? best(sboLogProbs(model, hidden, near), near, tokenizer) : null,
     };
   }
 
-  async answer(question, text) {
+  async read(question, text) {
+    const { readerSettings, missing } = this.packed.about;
+    if (!readerSettings) throw new Error(missing.qa);
     const model = await this.model("reader"), tokenizer = this.tokenizer("reader");
-    const settings = this.packed.models.reader.qa, characters = [...text];
-    const asked = tokenizer.encode(question), context = tokenizer.encode(text);
-    const special = { cls: tokenizer.ids.get(CLS), sep: tokenizer.ids.get(SEP) };
-    const windows = windowsOver(asked.ids.length, context.ids.length, settings), spans = [];
+    const settings = { ...readerSettings, n_best: Math.max(ANSWERS, readerSettings.n_best) };
+    const asked = encodeText(tokenizer, question, "question"), context = encodeText(tokenizer, text, "text");
+    if (asked.ids.length > settings.max_question) {
+      throw new Error(`question has ${asked.ids.length} tokens, this model reads questions of at most ${settings.max_question}`);
+    }
+    const windows = windowsOver(asked.ids.length, context.ids.length, settings), skip = asked.ids.length + 2, spans = [];
     let nullScore = Infinity;
     for (const window of windows) {
-      const { ids, segments } = windowInput(asked.ids, context.ids, window, special);
+      const { ids, segments } = windowInput(asked.ids, context.ids, window, special(tokenizer));
       const { start, end } = answerLogits(model, encode(model, ids, segments).hidden);
-      const skip = asked.ids.length + 2;
       nullScore = Math.min(nullScore, start[0] + end[0]);
-      Object.assign(window, { start: start.subarray(skip), end: end.subarray(skip) });
-      spans.push(...spansOfWindow(window.start, window.end, window, settings));
+      window.start = [...start.subarray(skip, -1)];
+      window.end = [...end.subarray(skip, -1)];
+      spans.push(...spansOfWindow(window, settings));
     }
-    let answers = withConfidence(candidates(spans, characters, context, settings.nBest), nullScore, settings.nullAllowed);
-    if (settings.nullAllowed) answers = withNothing(answers, nullScore, settings.nullThreshold);
-    return { tokens: context.ids.map((id) => tokenizer.settings.tokens[id]), windows, nullScore, answers };
+    const found = candidates(spans, [...text], context, settings.n_best);
+    const answers = withNothing(withConfidence(found, nullScore, settings), nullScore, settings);
+    return {
+      tokens: context.ids.map((id) => tokenizer.settings.tokens[id]),
+      starts: context.starts,
+      ends: context.ends,
+      windows,
+      nullScore,
+      nullAllowed: settings.null_allowed,
+      nullThreshold: settings.null_threshold,
+      maxAnswer: settings.max_answer,
+      answers: answers.slice(0, ANSWERS),
+    };
   }
 }
 
-const CLS = "[CLS]", SEP = "[SEP]", MASK = "[MASK]";
+/** What is drawn already is seen before the page's only thread computes. */
+function paint() {
+  return new Promise((resolve) => setTimeout(resolve));
+}
+
+/** A draw's tokens: what happened to each (null: nothing), and what the model sees. */
+function unpackDraw({ spans, changed }, tokens) {
+  const replaced = tokens.map(() => null), seen = tokens.slice();
+  for (const [at, kind, token] of changed) {
+    replaced[at] = kind;
+    seen[at] = token;
+  }
+  return { spans, replaced, seen };
+}
+
+function special(tokenizer) {
+  return { cls: tokenizer.ids.get(CLS), sep: tokenizer.ids.get(SEP), mask: tokenizer.ids.get(MASK) };
+}
+
+function encodeText(tokenizer, text, field) {
+  const encoded = tokenizer.encode(text);
+  if (encoded.ids.length === 0) throw new Error(`${field} holds no token that the tokenizer knows`);
+  return encoded;
+}
 
 /** Each token of a masked span, with what SBO sees of it: the tokens beside the span and its place in it. */
 function targetsOfSpan(first, last) {
@@ -92,20 +157,27 @@ function targetsOfSpan(first, last) {
   }));
 }
 
-/** The most probable tokens of each row of log-probabilities. */
-function best(logProbs, positions, tokenizer) {
-  const V = tokenizer.settings.tokens.length, width = logProbs.length / Math.max(1, positions.length);
-  return positions.map((position, row) => {
-    const chosen = [];
-    for (let id = 0; id < V; id++) {
-      const logP = logProbs[row * width + id];
-      if (chosen.length === BEST && logP <= chosen[BEST - 1].logP) continue;
-      const place = chosen.findIndex((other) => logP > other.logP);
-      chosen.splice(place < 0 ? chosen.length : place, 0, { id, logP });
-      chosen.length = Math.min(chosen.length, BEST);
-    }
-    return { position, best: chosen.map(({ id, logP }) => ({ token: tokenizer.settings.tokens[id], id, p: Math.exp(logP) })) };
-  });
+/** The most probable tokens for each target, from its row of log-probabilities. */
+function best(logProbs, targets, tokenizer) {
+  const { tokens } = tokenizer.settings, width = logProbs.length / targets.length;
+  return targets.map(({ position }, row) => ({
+    position,
+    best: top(logProbs.subarray(row * width, row * width + tokens.length), BEST).map((id) => ({
+      token: tokens[id], id, p: Math.exp(logProbs[row * width + id]),
+    })),
+  }));
+}
+
+/** Where the `count` largest numbers are, largest first. */
+function top(numbers, count) {
+  const places = [];
+  for (let i = 0; i < numbers.length; i++) {
+    if (places.length === count && numbers[i] <= numbers[places.at(-1)]) continue;
+    const before = places.findIndex((other) => numbers[i] > numbers[other]);
+    places.splice(before < 0 ? places.length : before, 0, i);
+    if (places.length > count) places.pop();
+  }
+  return places;
 }
 
 function asBytes(probabilities) {

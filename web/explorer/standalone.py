@@ -5,23 +5,21 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from finetune.tasks.qa.answerer import QuestionAnswerer
-from spanbert.checkpoint.model_folder import load_model_and_tokenizer
-from spanbert.checkpoint.store import find_model
 from spanbert.checkpoint.weight_names import to_theirs
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 from web.explorer.bundle import bundle
+from web.explorer.models import Explorer, load_explorer
 from web.explorer.pack import Packed, Precision, pack, pack_tokenizer
 
 LIMIT = 20_000_000  # bytes of the file: what a mail or a slow line still carries
@@ -30,6 +28,8 @@ STYLE = re.compile(r'<link rel="stylesheet" href="(style\.css)">')
 SCRIPT = re.compile(r'<script type="module" src="(main\.js)"></script>')
 #: keys of config.json that the forward pass reads
 CONFIG = ("hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "sbo_positions")
+EXAMPLE = re.compile(r'^ +text: (".*"),$', re.MULTILINE)  # of the examples in state.js
+SEEDS = range(100)  # those of the page's slider
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class _Model:
     """A model on its way into the page."""
 
     config: dict[str, Any]
-    packed: Packed
+    weights: Packed
     tokenizer: Tokenizer
-    qa: dict[str, Any] | None = None  # how a reader cuts texts and chooses answers
 
 
 def write_html(
     model: Path, reader: Path | None, path: Path, precision: Precision = "int8", *, limit: int = LIMIT
 ) -> int:
-    """Write the page for ``model`` (which fills masks) and ``reader`` (which answers questions); return its bytes.
+    """Write the page for ``model``, whose tokens, attention and predictions it shows, and for ``reader``, which answers
+    questions (None: ``model`` does, if it can); return the file's size in bytes.
 
-    Raises UserError when a head is not trained, the tokenizer is not a plain one, or the file would exceed ``limit``.
+    int8 has both bundled models in the file, bf16 the encoder alone. Raises UserError when a folder holds no model, the
+    tokenizer is not a plain one, or the file would exceed ``limit`` bytes.
     """
-    models = {"encoder": _load_encoder(model, precision)}
-    if reader is not None:
-        models["reader"] = _load_reader(reader, precision)
-    weights = {name: one.packed.compressed for name, one in models.items()}
-    page = render(models, weights).encode()
+    explorer = load_explorer(model, reader)
+    models = _models(explorer, precision)
+    compressed = {name: one.weights.compressed for name, one in models.items()}
+    page = render(explorer, models, compressed).encode()
     if len(page) > limit:
-        parts = ", ".join(f"{name} {_megabytes(len(data) * 4 / 3)}" for name, data in weights.items())
+        parts = ", ".join(f"{name} {_megabytes(len(data) * 4 / 3)}" for name, data in compressed.items())
         raise UserError(
             f"the page would have {_megabytes(len(page))} ({parts} in {precision}), more than the "
-            f"{_megabytes(limit)} that it may have: {_advice(precision, reader)}"
+            f"{_megabytes(limit)} that it may have: take {_smaller(precision, 'reader' in models)}"
         )
     write_atomic(path, page)
     return len(page)
@@ -68,48 +68,43 @@ def _megabytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def _advice(precision: Precision, reader: Path | None) -> str:
-    ways = ["--precision int8"] * (precision != "int8") + ["no reader"] * (reader is not None) + ["a smaller model"]
-    return f"take {' or '.join(ways)}"
+def _smaller(precision: Precision, has_reader: bool) -> str:
+    ways = ["int8"] * (precision != "int8") + ["no reader"] * has_reader + ["a smaller model"]
+    return " or ".join(ways)
 
 
-def _load_encoder(folder: Path, precision: Precision) -> _Model:
-    folder = find_model(folder)
-    model, tokenizer, report = load_model_and_tokenizer(folder, SpanBertForPretraining)
-    for head in ("mlm", "sbo"):
-        if not report.has(head):
-            raise UserError(f"{folder} has no trained {head.upper()} head, which the page shows: name a pretrained model")
-    return _Model(_config(model.config), _pack(model, precision), tokenizer)
+def _models(explorer: Explorer, precision: Precision) -> dict[str, _Model]:
+    """The encoder with its trained heads, and the reader, of which only what differs from the encoder is packed."""
+    shown = _tensors(explorer.model, explorer.shown.missing)
+    models = {"encoder": _Model(_config(explorer.model), pack(shown, precision), explorer.tokenizer)}
+    answerer = explorer.answerer
+    if answerer is not None:
+        own = {
+            name: tensor
+            for name, tensor in _tensors(answerer.model, ()).items()
+            if name not in shown or not torch.equal(tensor, shown[name])
+        }
+        models["reader"] = _Model(_config(answerer.model), pack(own, precision), answerer.tokenizer)
+    return models
 
 
-def _load_reader(folder: Path, precision: Precision) -> _Model:
-    answerer = QuestionAnswerer.load(folder, device="cpu", precision="fp32")
-    settings = answerer.settings
-    qa = {
-        "window": settings.window,
-        "stride": settings.stride,
-        "maxQuestion": settings.max_question,
-        "maxAnswer": settings.max_answer,
-        "nBest": settings.n_best,
-        "nullAllowed": settings.null_allowed,
-        "nullThreshold": settings.null_threshold,
-    }
-    return _Model(_config(answerer.model.config), _pack(answerer.model, precision), answerer.tokenizer, qa)
+def _config(model: SpanBertModel) -> dict[str, Any]:
+    return {key: getattr(model.config, key) for key in CONFIG}
 
 
-def _config(config: EncoderConfig) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in CONFIG}
+def _tensors(model: SpanBertModel, missing: Iterable[str]) -> dict[str, Tensor]:
+    """Weights under Hugging Face's names, without those of the heads ``missing``."""
+    ours = {name: tensor for name, tensor in model.named_parameters() if name.partition(".")[0] not in missing}
+    return to_theirs(ours)
 
 
-def _pack(model: nn.Module, precision: Precision) -> Packed:
-    return pack(to_theirs(dict(model.named_parameters())), precision)
-
-
-def render(models: Mapping[str, _Model], weights: Mapping[str, bytes]) -> str:
+def render(explorer: Explorer, models: Mapping[str, _Model], compressed: Mapping[str, bytes]) -> str:
     """The page's text: style and scripts inlined, data in elements that are not run."""
     modules = javascript_modules()
-    elements = [_data("application/json", "packed", _json(_described(models)))]
-    elements += [_data("text/plain", f"weights-{name}", base64.b64encode(data).decode()) for name, data in weights.items()]
+    elements = [_data("application/json", "packed", _json(_described(explorer, models)))]
+    elements += [
+        _data("text/plain", f"weights-{name}", base64.b64encode(data).decode()) for name, data in compressed.items()
+    ]
     elements += [f"<script>\n{bundle(modules, entry)}</script>" for entry in ("standalone.js", "main.js")]
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = _replaced(page, STYLE, f"<style>\n{(HERE / 'style.css').read_text(encoding='utf-8')}</style>")
@@ -121,24 +116,46 @@ def javascript_modules() -> dict[str, str]:
     return {file.relative_to(HERE).as_posix(): file.read_text(encoding="utf-8") for file in sorted(HERE.rglob("*.js"))}
 
 
-def _described(models: Mapping[str, _Model]) -> dict[str, Any]:
+def _described(explorer: Explorer, models: Mapping[str, _Model]) -> dict[str, Any]:
     """What the page knows besides the weights; a vocabulary that both models share is there once."""
     tokenizers = {one.tokenizer.fingerprint: one.tokenizer for one in models.values()}
-    encoder = models["encoder"]
+    numbers = {fingerprint: number for number, fingerprint in enumerate(tokenizers)}
     return {
+        "about": explorer.describe(),
         "tokenizers": [pack_tokenizer(tokenizer) for tokenizer in tokenizers.values()],
         "models": {
             name: {
                 "config": one.config,
-                "tensors": one.packed.tensors,
-                "qa": one.qa,
-                "tokenizer": list(tokenizers).index(one.tokenizer.fingerprint),
+                "tensors": one.weights.tensors,
+                "tokenizer": numbers[one.tokenizer.fingerprint],
             }
             for name, one in models.items()
         },
-        "about": {"layers": encoder.config["num_hidden_layers"], "hasQa": "reader" in models},
-        "masks": [],
+        "masks": [_packed_masks(explorer, text) for text in example_texts()],
     }
+
+
+def example_texts() -> list[str]:
+    """The texts that the page offers."""
+    return [json.loads(text) for text in EXAMPLE.findall((HERE / "state.js").read_text(encoding="utf-8"))]
+
+
+def _packed_masks(explorer: Explorer, text: str) -> dict[str, Any]:
+    """The masks of a text for every seed, drawn here because the page cannot: of each draw what differs from the text."""
+    tokens = explorer.encode(text)["tokens"]
+    if len(tokens) > explorer.block:
+        tokens = [*tokens[: explorer.block - 1], tokens[-1]]
+    draws = [explorer.masks(text, seed) for seed in SEEDS]
+    shared = {key: value for key, value in draws[0]["histogram"].items() if key != "counts"}
+    return {"text": text, "tokens": tokens, "histogram": shared, "draws": [_packed_draw(draw) for draw in draws]}
+
+
+def _packed_draw(masks: Mapping[str, Any]) -> dict[str, Any]:
+    schemes = {}
+    for name, draw in masks["schemes"].items():
+        changed = [[at, kind, draw["seen"][at]] for at, kind in enumerate(draw["replaced"]) if kind]
+        schemes[name] = {"spans": draw["spans"], "changed": changed}
+    return {"schemes": schemes, "counts": masks["histogram"]["counts"]}
 
 
 def _json(value: Any) -> str:
@@ -151,7 +168,7 @@ def _data(kind: str, name: str, text: str) -> str:
 
 
 def _replaced(page: str, pattern: re.Pattern[str], text: str) -> str:
-    """The one place of ``pattern`` in the page, replaced."""
+    """The page with the one place of ``pattern`` in it replaced."""
     parts = pattern.split(page)
     if len(parts) != 3:
         raise AssertionError(f"page.html holds {pattern.pattern} {len(parts) // 2} times, expected once")

@@ -1,1 +1,0 @@
-globalThis.ok = globalThis.spanbertSource;
