@@ -8,40 +8,43 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import lzma
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
-from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.task import QASettings
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer, save_model
 from spanbert.checkpoint.weight_names import group_of, to_ours, to_theirs
 from spanbert.errors import UserError
 from spanbert.model.batch import pack_sequences
 from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering, SpanBertModel
 from spanbert.model.vocabulary_loss import vocabulary_logits
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import bundled_path
 from web.explorer.bundle import bundle
-from web.explorer.pack import int8_rows, kind_of
-from web.explorer.standalone import LIMIT, javascript_modules, write_html
+from web.explorer.models import Explorer, load_explorer
+from web.explorer.pack import Precision, int8_rows, kind_of
+from web.explorer.standalone import LIMIT, example_texts, javascript_modules, write_html
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
 
 from tests.web.test_page import browser  # noqa: E402, F401 — the fixture
 
 SAMPLE = Path(__file__).parents[2] / "sample"
+M = TypeVar("M", bound=SpanBertModel)
 TOLERANCE = 1e-4  # of a log-probability: float32 sums of 1024 terms in another order
 
 
@@ -79,7 +82,7 @@ def masked_texts(count: int, tokens: int = 128) -> list[Masked]:
     return made
 
 
-def rounded(model: SpanBertForPretraining, precision: str) -> SpanBertForPretraining:
+def rounded(model: M, precision: Precision) -> M:
     """The model with the weights that a page of this precision holds, as fp32."""
     theirs = {}
     for name, tensor in to_theirs(dict(model.named_parameters())).items():
@@ -96,7 +99,7 @@ def rounded(model: SpanBertForPretraining, precision: str) -> SpanBertForPretrai
     return model.eval()
 
 
-def encoder(precision: str) -> SpanBertForPretraining:
+def encoder(precision: Precision | Literal["fp32"]) -> SpanBertForPretraining:
     model, _, _ = load_model_and_tokenizer(bundled_path("encoder"), SpanBertForPretraining)
     return rounded(model, precision) if precision != "fp32" else model.eval()
 
@@ -291,23 +294,119 @@ def test_a_forward_pass_takes_less_than_half_a_second(bf16):
     assert 0.01 < best[128] < 0.5
 
 
-# --- question answering -------------------------------------------------------------------------------------------
+# --- the same as the server -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Explorer:
+    """What the server answers with."""
+    return load_explorer(bundled_path("encoder"), bundled_path("scratch"))
+
+
+def ask(page: Any, method: str, *arguments: Any) -> Any:
+    return page.evaluate("([method, arguments]) => spanbertSource[method](...arguments)", [method, list(arguments)])
+
+
+def assert_close(found: Any, expected: Any, path: str = "") -> None:
+    """Equal, but for floats, which are near; and the same fields."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key in expected:
+            assert_close(found[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), path
+        for number, (one, other) in enumerate(zip(found, expected)):
+            assert_close(one, other, f"{path}[{number}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-4), path
+    else:
+        assert found == expected, path
 
 
 @pytest.mark.browser
-def test_answers_are_those_of_the_command(bf16):
-    """Texts of one and of several windows: answers, places and scores as `spanbert ask` has them."""
-    answerer = QuestionAnswerer.load(bundled_path("scratch"), device="cpu", precision="fp32")
+def test_what_the_page_knows_is_what_the_server_says(bf16, explorer):
+    assert ask(bf16, "describe") == explorer.describe()
+
+
+@pytest.mark.browser
+def test_masks_of_the_examples_are_those_of_the_server(bf16, explorer):
+    texts = example_texts()
+    assert len(texts) == 3
+    for text, seed in itertools.product(texts, (0, 1, 50, 99)):
+        assert_close(ask(bf16, "masks", text, seed), explorer.masks(text, seed))
+    assert ask(bf16, "masks", texts[0], 100) is None
+    assert ask(bf16, "masks", texts[0] + "!", 0) is None
+
+
+@pytest.mark.browser
+def test_attention_is_that_of_the_server(bf16, explorer):
+    """In 255ths: a rounding may fall to the other side, no more."""
+    for one in masked_texts(3):
+        expected, _ = explorer.run(one.ids, one.spans)
+        found = bf16.evaluate(
+            """async ([ids, spans]) => (await spanbertSource.run(ids, spans)).attention.map((heads) => heads.map((map) => [...map]))""",
+            [one.ids, one.spans],
+        )
+        assert np.abs(np.array(found).reshape(expected.shape) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.browser
+def test_answers_are_those_of_the_server(bf16, explorer):
+    """Texts of one and of several windows: logits, places, scores and shares."""
     data = json.loads(gzip.decompress((SAMPLE / "squad-dev.json.gz").read_bytes()))["data"]
     paragraphs = [paragraph for article in data for paragraph in article["paragraphs"]]
     asked = [(p["qas"][0]["question"], p["context"]) for p in paragraphs[:8]]
     asked.append((asked[0][0], " ".join(context for _, context in asked[:4])))
+    windows = []
     for question, context in asked:
-        found = bf16.evaluate("async ([q, t]) => (await spanbertSource.answer(q, t)).answers", [question, context])
-        expected = answerer.answer(question, context, n_best=8)
-        assert [(a["text"], a["start"], a["end"]) for a in found] == [(a.text, a.start, a.end) for a in expected]
-        assert np.allclose([a["score"] for a in found], [a.score for a in expected], atol=1e-3)
-        assert np.allclose([a["confidence"] for a in found], [a.probability for a in expected], atol=1e-3)
+        found = ask(bf16, "answer", question, context)
+        assert_close(found, explorer.answer(question, context))
+        windows.append(len(found["windows"]))
+    assert windows[0] == 1 and windows[-1] > 2
+
+
+@pytest.mark.browser
+def test_answers_of_a_model_that_may_decline(visit, folder):
+    """An untrained model, which declines or not by its threshold; of a text of three tokens all seven answers are seen."""
+    tokenizer = Tokenizer.load(bundled_path("scratch"))
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = SpanBertForQuestionAnswering(EncoderConfig(vocab_size=tokenizer.vocab_size, **shape))
+    torch.nn.init.normal_(model.qa_outputs.weight, generator=torch.Generator().manual_seed(0))
+    long_text = "Un cafe\u0301 à Paris 👩\u200d👩\u200d👧, 1869 — so it was. " * 4
+    for threshold in (-1e6, 1e6):
+        settings = QASettings(window=64, stride=16, max_question=16, null_allowed=True, null_threshold=threshold)
+        save_model(folder / "declines", model, tokenizer, {"qa": asdict(settings)})
+        write_html(folder / "declines", None, folder / "declines.html", "bf16")
+        page = visit(folder / "declines.html")
+        reference = load_explorer(folder / "declines", None)
+        assert reference.answerer is not None
+        rounded(reference.answerer.model, "bf16")
+        for text in (long_text, "It was so"):
+            expected = reference.answer("When was it?", text)
+            assert_close(ask(page, "answer", "When was it?", text), expected)
+            assert (expected["answers"][0]["text"] == "") == (threshold < 0)
+    assert [answer["text"] for answer in expected["answers"]].count("") == 1 and len(expected["answers"]) == 7
+
+
+@pytest.mark.browser
+def test_what_cannot_be_answered_is_said(bf16, uncased):
+    for page, method, arguments, message in (
+        (bf16, "encode", ["\u200b"], "text holds no token that the tokenizer knows"),
+        (bf16, "answer", ["", "A text."], "question holds no token that the tokenizer knows"),
+        (bf16, "answer", ["why " * 70, "A text."], "question has 70 tokens, this model reads questions of at most 64"),
+        (uncased[0], "answer", ["why", "A text."], "small has no trained head for questions"),
+    ):
+        with pytest.raises(playwright.Error, match=message):
+            ask(page, method, *arguments)
+
+
+@pytest.mark.browser
+def test_the_page_draws_all_its_views(int8):
+    """The page itself, opened from the file: each view is there, and says nothing about a problem."""
+    for view in ("tokens", "masks", "attention", "predictions", "qa", "answers"):
+        int8.wait_for_selector(f"#{view}-view[data-drawn]")
+    assert int8.query_selector(".problem") is None
+    assert "17 November 1869" in int8.inner_text("#answers-view")
 
 
 # --- WordPiece ----------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ function paint() {
 /** A draw's tokens: what happened to each (null: nothing), and what the model sees. */
 function unpackDraw({ spans, changed }, tokens) {
   const replaced = tokens.map(() => null), seen = tokens.slice();
-  for (const [at, kind, token] of changed) {
+  for (const [at, kind = "mask", token = MASK] of changed) {
     replaced[at] = kind;
     seen[at] = token;
   }

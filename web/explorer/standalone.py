@@ -25,6 +25,11 @@ from web.explorer.pack import Packed, Precision, pack, pack_tokenizer
 LIMIT = 20_000_000  # bytes of the file: what a mail or a slow line still carries
 HERE = Path(__file__).parent
 STYLE = re.compile(r'<link rel="stylesheet" href="(style\.css)">')
+#: The browser itself holds the page to it: nothing is asked of anybody.
+POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'\">"
+)
 SCRIPT = re.compile(r'<script type="module" src="(main\.js)"></script>')
 #: keys of config.json that the forward pass reads
 CONFIG = ("hidden_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps", "sbo_positions")
@@ -107,7 +112,7 @@ def render(explorer: Explorer, models: Mapping[str, _Model], compressed: Mapping
     ]
     elements += [f"<script>\n{bundle(modules, entry)}</script>" for entry in ("standalone.js", "main.js")]
     page = (HERE / "page.html").read_text(encoding="utf-8")
-    page = _replaced(page, STYLE, f"<style>\n{(HERE / 'style.css').read_text(encoding='utf-8')}</style>")
+    page = _replaced(page, STYLE, f"{POLICY}\n<style>\n{(HERE / 'style.css').read_text(encoding='utf-8')}</style>")
     return _replaced(page, SCRIPT, "\n".join(elements))
 
 
@@ -153,7 +158,8 @@ def _packed_masks(explorer: Explorer, text: str) -> dict[str, Any]:
 def _packed_draw(masks: Mapping[str, Any]) -> dict[str, Any]:
     schemes = {}
     for name, draw in masks["schemes"].items():
-        changed = [[at, kind, draw["seen"][at]] for at, kind in enumerate(draw["replaced"]) if kind]
+        kinds = {at: kind for at, kind in enumerate(draw["replaced"]) if kind}
+        changed = [[at] if kind == "mask" else [at, kind, draw["seen"][at]] for at, kind in kinds.items()]
         schemes[name] = {"spans": draw["spans"], "changed": changed}
     return {"schemes": schemes, "counts": masks["histogram"]["counts"]}
 
