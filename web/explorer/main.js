@@ -194,10 +194,24 @@ function drawHeads() {
   if (data.run) draw("predictions", () => drawPredictions(bodies.predictions, { block: data.block, spans: data.spans, run: data.run, about, state, change }));
 }
 
+/** Draw a view anew; the keyboard's focus stays where it was, as far as there is still such a place. */
 function draw(view, drawing) {
+  const body = bodies[view], path = pathTo(body, document.activeElement), name = document.activeElement?.tagName;
   drawing();
-  bodies[view].dataset.drawn = String(Number(bodies[view].dataset.drawn ?? 0) + 1);
+  if (path && !body.contains(document.activeElement)) {
+    const same = path.reduce((element, index) => element?.children[index], body);
+    const next = same?.tagName === name ? same : body.querySelector("button, [tabindex='0']");
+    next?.focus({ preventScroll: true });
+  }
+  body.dataset.drawn = String(Number(body.dataset.drawn ?? 0) + 1);
   relight();
+}
+
+/** Which child of which child of `root` an element is; null where it is not inside. */
+function pathTo(root, element) {
+  const path = [];
+  for (let at = element; at && at !== root; at = at.parentElement) path.unshift(Array.prototype.indexOf.call(at.parentElement?.children ?? [], at));
+  return root.contains(element) && element !== root ? path : null;
 }
 
 function isDark() {

@@ -15,8 +15,10 @@ export function drawMasks(root, { block, masks, state, change }) {
   const schemes = masks ? Object.keys(masks.schemes) : [];
   const rows = schemes.map((scheme) => schemeRow(scheme, block, masks.schemes[scheme], state, change));
   rows.push(ownRow(block, state, change));
-  root.replaceChildren(
-    masks ? seedControl(state, change) : h("p", { class: "facts" }, "No masks are drawn here for this text: choose your own spans below."),
+  if (!root.firstChild) root.append(h("div"), h("div"));
+  const [control, body] = root.children;
+  showSeed(control, masks, state, change);
+  body.replaceChildren(
     h("div", { class: "schemes" }, rows),
     h(
       "p",
@@ -29,15 +31,19 @@ export function drawMasks(root, { block, masks, state, change }) {
   );
 }
 
-function seedControl(state, change) {
-  const slider = h("input", { type: "range", min: "0", max: "99", id: "seed", "aria-label": "Seed of the masks" });
-  slider.value = String(Math.min(99, state.seed));
-  const shown = h("output", { for: "seed" }, String(state.seed));
-  slider.addEventListener("input", () => {
-    shown.textContent = slider.value;
-    change({ seed: Number(slider.value) });
-  });
-  return h("p", { class: "control" }, h("label", { for: "seed" }, "Seed"), slider, shown, h("span", { class: "soft" }, "another seed, other masks; the same seed always gives the same ones"));
+/** The slider stays while it is dragged, whatever is drawn below it. */
+function showSeed(control, masks, state, change) {
+  const kept = control.querySelector("input");
+  if (!masks) {
+    control.replaceChildren(h("p", { class: "facts" }, "No masks are drawn here for this text: choose your own spans below."));
+  } else if (kept) {
+    kept.value = String(state.seed);
+    control.querySelector("output").textContent = String(state.seed);
+  } else {
+    const slider = h("input", { type: "range", min: "0", max: "99", id: "seed", input: () => change({ seed: Number(slider.value) }) });
+    slider.value = String(state.seed);
+    control.replaceChildren(h("p", { class: "control" }, h("label", { for: "seed" }, "Seed"), slider, h("output", { for: "seed" }, String(state.seed)), h("span", { class: "soft" }, "another seed, other masks; the same seed always gives the same ones")));
+  }
 }
 
 function heading(scheme, state, change, about) {
@@ -90,12 +96,11 @@ function ownRow(block, state, change) {
   };
   const commit = () => {
     if (anchor === null) return;
-    const chosen = [Math.min(anchor, head), Math.max(anchor, head)], focus = head;
+    const chosen = [Math.min(anchor, head), Math.max(anchor, head)];
     anchor = null;
     const removes = chosen[0] === chosen[1] && inside(chosen[0]);
     const own = removes ? spans.filter(([a, b]) => chosen[0] < a || chosen[0] > b) : joined([...spans, chosen], last);
     change({ own, scheme: own.length ? "own" : state.scheme, target: null, looked: [], guesses: [] });
-    document.querySelector(`[data-scheme=own] [data-token="${focus}"]`)?.focus({ preventScroll: true });
   };
   const line = h("div", { class: "line own", data: { scheme: "own" }, role: "group", "aria-label": "Choose spans: Shift and arrows select, Enter masks or unmasks" }, elements);
   line.addEventListener("pointerdown", (event) => {

@@ -25,11 +25,7 @@ function tabs(targets, target, block, state, change) {
     const button = h("button", { type: "button", class: `tab${offset ? " joined" : ""}`, "aria-pressed": String(position === target.position), title: `span ${span + 1}, place ${offset + 1}: token ${position}`, data: { position }, click: () => go(position) }, name);
     return button;
   });
-  const go = (position) => {
-    const inside = document.activeElement?.classList.contains("tab");
-    change({ target: position });
-    if (inside) document.querySelector(`.tab[data-position="${position}"]`)?.focus({ preventScroll: true });
-  };
+  const go = (position) => change({ target: position });
   walkable(buttons, { at: targets.indexOf(target) });
   return h("div", { class: "tabs", role: "group", "aria-label": "Masked tokens" }, buttons);
 }

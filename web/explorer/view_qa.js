@@ -2,7 +2,7 @@
 
 import { colourOf, continues, h, number, percent, plain, s } from "./dom.js";
 import { light, walkable } from "./linked.js";
-import { logitsByToken, pairScore, partsOf, shares, tokensOf } from "./qa_scores.js";
+import { logitsByToken, pairScore, partsOf, shares } from "./qa_scores.js";
 
 const CELLS = 36; // most tokens on a side of the triangle
 const SIDE = 468;
@@ -92,5 +92,3 @@ function triangle(found, parts) {
   const range = count < found.tokens.length ? ` around the best answer (tokens ${low + 1} to ${low + count})` : "";
   return h("div", {}, h("h3", {}, "All pairs"), canvas, told, h("p", { class: "soft" }, `Row: where an answer starts; column: where it ends${range}. The darker, the higher start logit + end logit. The outlined pair is the best.`));
 }
-
-export { tokensOf };
