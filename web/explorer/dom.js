@@ -27,9 +27,9 @@ export function s(name, attributes = {}, ...children) {
 /** 0.3824 → "38 %", 0.0041 → "0.41 %": two digits that count. */
 export function percent(share) {
   const value = 100 * share;
-  if (value >= 10) return `${value.toFixed(0)} %`;
-  if (value >= 1) return `${value.toFixed(1)} %`;
-  return value >= 0.01 ? `${value.toFixed(2)} %` : "< 0.01 %";
+  if (value >= 10) return `${value.toFixed(0)}\u00a0%`;
+  if (value >= 1) return `${value.toFixed(1)}\u00a0%`;
+  return value >= 0.01 ? `${value.toFixed(2)}\u00a0%` : "< 0.01\u00a0%";
 }
 
 export function number(value) {
@@ -43,6 +43,12 @@ export function plain(token) {
 
 export function continues(token) {
   return token.startsWith("##") && token.length > 2;
+}
+
+/** Classes of a token among its neighbours: the tokens of a word stand close together. */
+export function tokenClass(tokens, index, ...more) {
+  const joined = continues(tokens[index]), leads = index + 1 < tokens.length && continues(tokens[index + 1]);
+  return ["tok", joined ? "joined" : "", leads ? "leads" : "", ...more].filter(Boolean).join(" ");
 }
 
 /** What a problem says, and where. */

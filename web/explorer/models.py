@@ -41,11 +41,11 @@ SCHEMES = ("geometric", "whole_word", "subword")
 DRAWS, DRAWN_TOKENS = 200, 512
 #: view → what computes it; its place is looked up in the source, so that it is right whatever is edited
 CODE: Mapping[str, tuple[Any, ...]] = {
-    "tokens": (Tokenizer,),
+    "tokens": (Tokenizer._build, Tokenizer.encode_batch),
     "masks": (Masker.mask, Masker._corrupt, choose_spans, choose_words, truncated_geometric),
     "attention": (attention,),
     "predictions": (MLMHead, SBOHead),
-    "qa": (Windows, best_pairs),
+    "qa": (Windows.over, Windows.owned.func, best_pairs),
     "answers": (decode_question, ranked_answers),
 }
 

@@ -21,7 +21,7 @@ export const EXAMPLES = [
 const DEFAULTS = {
   text: EXAMPLES[0].text,
   question: EXAMPLES[0].question,
-  seed: 0,
+  seed: 35,
   scheme: "geometric",
   own: [],
   layer: 0,

@@ -8,7 +8,7 @@ export function drawAnswers(root, found) {
   root.replaceChildren(
     h("p", { class: "why" }, why(found)),
     h("ol", { class: "answers" }, answers.map((answer, rank) => row(answer, rank, found))),
-    h("p", { class: "soft" }, "Share is the softmax of the scores over the listed candidates and their like: how far an answer is ahead of the others, not how often such an answer is right."),
+    h("p", { class: "soft" }, "Share is the softmax of the scores over the model's best candidates: how far an answer is ahead of the others, not how often such an answer is right."),
   );
 }
 

@@ -1,6 +1,6 @@
 // 3. Attention: all heads as small pictures, one of them large, and its rows on the text.
 
-import { colourOf, continues, h, percent, plain } from "./dom.js";
+import { colourOf, h, percent, plain, tokenClass } from "./dom.js";
 import { light, lit, matches, walkable, whenLit } from "./linked.js";
 
 const LARGE = 480; // pixels of the large picture, before the screen's own
@@ -57,9 +57,7 @@ export class AttentionView {
 
   token(token, index) {
     const { starts, ends } = this.block, kind = this.masked.has(index) ? "masked" : "";
-    const classes = ["tok", kind, continues(token) ? "joined" : ""].join(" ");
-    const text = this.masked.has(index) ? `[MASK] ${plain(token)}` : plain(token);
-    return h("span", { class: classes, title: kind ? "the model sees [MASK] here" : null, data: { start: starts[index], end: ends[index], token: index }, click: () => this.choose(index) }, kind ? plain(token) : text);
+    return h("span", { class: tokenClass(this.block.tokens, index, kind), title: kind ? "the model sees [MASK] here" : null, data: { start: starts[index], end: ends[index], token: index }, click: () => this.choose(index) }, plain(token));
   }
 
   choose(index) {
@@ -115,7 +113,7 @@ export class AttentionView {
     });
     const best = Array.from(row, (share, index) => [share, index]).sort((one, other) => other[0] - one[0]).slice(0, 4).filter(([share]) => share > 0);
     const name = (index) => (this.masked.has(index) ? `[MASK] for ${plain(this.block.tokens[index])}` : plain(this.block.tokens[index]));
-    this.looks.replaceChildren(h("b", {}, name(shown)), " looks at ", best.flatMap(([share, index], place) => [place ? ", " : "", h("b", {}, name(index)), ` ${percent(share / 255)}`]));
+    this.looks.replaceChildren(h("b", {}, name(shown)), " looks at ", ...best.flatMap(([share, index], place) => [place ? ", " : "", h("b", {}, name(index)), ` ${percent(share / 255)}`]));
   }
 }
 

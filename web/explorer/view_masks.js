@@ -1,6 +1,6 @@
 // 2. Masks: what each scheme hides, span lengths against theory, and spans of the reader's own.
 
-import { continues, h, percent, plain, s } from "./dom.js";
+import { h, percent, plain, s, tokenClass } from "./dom.js";
 import { walkable } from "./linked.js";
 
 export const NAMES = {
@@ -55,8 +55,7 @@ function heading(scheme, state, change, about) {
 
 function token(block, index, kind, extra = {}) {
   const { tokens, starts, ends } = block;
-  const classes = ["tok", kind ?? "", continues(tokens[index]) ? "joined" : ""].join(" ");
-  return h("span", { class: classes, data: { start: starts[index], end: ends[index], token: index }, ...extra }, plain(tokens[index]));
+  return h("span", { class: tokenClass(tokens, index, kind), data: { start: starts[index], end: ends[index], token: index }, ...extra }, plain(tokens[index]));
 }
 
 function schemeRow(scheme, block, draw, state, change) {
@@ -166,7 +165,7 @@ function histogram({ lengths, counts, theory, draws }) {
     h(
       "figcaption",
       { class: "soft" },
-      `Span lengths in words: ${total.toLocaleString("en")} spans of ${draws} draws as bars (mean ${mean(shares)}), the truncated geometric distribution as lines (mean ${mean(theory)}). A draw ends when 15 % of the tokens are masked, which shortens its last span, and long spans find a free place more rarely.`,
+      `Span lengths in words: ${total.toLocaleString("en")} spans of ${draws} draws as bars (mean ${mean(shares)}), the truncated geometric distribution as lines (mean ${mean(theory)}). A draw ends when 15\u00a0% of the tokens are masked, which shortens its last span, and long spans find a free place more rarely.`,
     ),
   );
 }

@@ -1,6 +1,6 @@
 // 4. Each masked token: what MLM says beside what SBO says, after the reader's own guess.
 
-import { h, percent, plain, s } from "./dom.js";
+import { h, percent, plain, s, tokenClass } from "./dom.js";
 import { walkable } from "./linked.js";
 
 /** spans: first and last token of each; run: as source.run gives it; about: as source.describe gives it. */
@@ -13,7 +13,7 @@ export function drawPredictions(root, { block, spans, run, about, state, change 
   const target = targets.find(({ position }) => position === state.target) ?? targets[0];
   const looked = state.looked.includes(target.position);
   root.replaceChildren(
-    h("div", { class: "tabs-row" }, tabs(targets, target, block, state, change), h("button", { class: "quiet", type: "button", click: () => change({ looked: targets.map(({ position }) => position) }) }, "Show all")),
+    h("div", { class: "tabs-row" }, tabs(targets, target, block, state, change), targets.every(({ position }) => state.looked.includes(position)) ? null : h("button", { class: "quiet", type: "button", click: () => change({ looked: targets.map(({ position }) => position) }) }, "Show all")),
     sentence(block, targets, target, state),
     looked ? revealed(block, target, run, about, state) : guessing(target, state, change),
   );
@@ -39,9 +39,8 @@ function sentence(block, targets, target, state) {
     const hidden = masked.get(index), known = hidden && state.looked.includes(index);
     const kind = index === target.position ? "blank now" : hidden ? "blank" : "";
     const boundary = index === target.first - 1 || index === target.last + 1 ? "boundary" : "";
-    const joined = tokens[index].startsWith("##") && !hidden ? "joined" : "";
     const place = hidden && !known ? {} : { data: { start: starts[index], end: ends[index], token: index } };
-    parts.push(h("span", { class: `tok ${kind} ${boundary} ${joined}`, ...place }, hidden && !known ? "\u2007?\u2007" : plain(tokens[index])));
+    parts.push(h("span", { class: hidden ? `tok ${kind} ${boundary}` : tokenClass(tokens, index, boundary), ...place }, hidden && !known ? "\u2007?\u2007" : plain(tokens[index])));
   }
   return h("p", { class: "line context", data: { view: "predictions" } }, low ? "… " : "", parts, high < tokens.length - 1 ? " …" : "");
 }

@@ -1,6 +1,6 @@
 // 5. Where an answer may start and end: heat over the text, windows and their seams, and all pairs.
 
-import { colourOf, continues, h, number, percent, plain, s } from "./dom.js";
+import { colourOf, continues, h, number, percent, plain, s, tokenClass } from "./dom.js";
 import { light, walkable } from "./linked.js";
 import { logitsByToken, pairScore, partsOf, shares } from "./qa_scores.js";
 
@@ -22,7 +22,7 @@ function heat(found, start, end, parts) {
   const seams = new Set(found.windows.slice(1).map(({ ownedFirst }) => ownedFirst));
   const elements = found.tokens.map((token, index) => {
     const chosen = parts && index >= parts.first && index <= parts.last ? "chosen" : "";
-    const element = h("span", { class: `tok heat ${chosen} ${continues(token) ? "joined" : ""} ${seams.has(index) ? "seam" : ""}`, title: `start ${percent(start[index])}, end ${percent(end[index])}`, data: { start: found.starts[index], end: found.ends[index] } }, plain(token));
+    const element = h("span", { class: tokenClass(found.tokens, index, "heat", chosen, seams.has(index) ? "seam" : ""), title: `start ${percent(start[index])}, end ${percent(end[index])}`, data: { start: found.starts[index], end: found.ends[index] } }, plain(token));
     element.style.setProperty("--start", `${Math.round(100 * Math.sqrt(start[index]))}%`);
     element.style.setProperty("--end", `${Math.round(100 * Math.sqrt(end[index]))}%`);
     return element;
