@@ -1,1 +1,1 @@
-"""The explorer: pages that show the model at work."""
+"""`spanbert explore`: how SpanBERT splits, masks, attends, predicts and answers, to look at in the browser."""
