@@ -27,7 +27,6 @@ from finetune.tasks.qa.task import QASettings
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer, save_model
 from spanbert.checkpoint.weight_names import group_of, to_ours, to_theirs
-from spanbert.errors import UserError
 from spanbert.model.batch import pack_sequences
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering, SpanBertModel
@@ -492,22 +491,3 @@ def test_half_a_character_is_none(bf16):
     expected = Tokenizer.load(bundled_path("encoder")).encode("a\ud800b")
     assert found["ids"][1:-1] == expected.ids.tolist()
     assert list(zip(found["starts"], found["ends"]))[1:-1] == [tuple(pair) for pair in expected.offsets.tolist()]
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------
-
-
-def test_a_page_that_would_be_too_large_is_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"would have 2\d\.\d MB \(encoder .* in bf16\), more than the 20\.0 MB .* int8 or no reader"
-    ):
-        write_html(bundled_path("encoder"), bundled_path("scratch"), tmp_path / "page.html", "bf16")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_that_is_none_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no such model folder"):
-        write_html(tmp_path / "nothing", None, tmp_path / "page.html")
-    with pytest.raises(UserError, match="has no trained head for this task"):
-        write_html(bundled_path("encoder"), bundled_path("encoder"), tmp_path / "page.html")
-    assert list(tmp_path.iterdir()) == []

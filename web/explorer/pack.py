@@ -12,6 +12,7 @@ import gzip
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -102,6 +103,7 @@ def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+@cache
 def character_classes() -> dict[str, list[tuple[int, int]]]:
     """Ranges of the code points that the tokenizers library drops, cuts at, and strips with the accents.
 

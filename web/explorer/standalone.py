@@ -57,16 +57,21 @@ def write_html(
     """
     explorer = load_explorer(model, reader)
     models = _models(explorer, precision)
-    compressed = {name: one.weights.compressed for name, one in models.items()}
-    page = render(explorer, models, compressed).encode()
-    if len(page) > limit:
-        parts = ", ".join(f"{name} {_megabytes(len(data) * 4 / 3)}" for name, data in compressed.items())
-        raise UserError(
-            f"the page would have {_megabytes(len(page))} ({parts} in {precision}), more than the "
-            f"{_megabytes(limit)} that it may have: take {_smaller(precision, 'reader' in models)}"
-        )
+    weights = {name: base64.b64encode(one.weights.compressed).decode() for name, one in models.items()}
+    advice = f"take {_smaller(precision, 'reader' in models)}"
+    _check_size(sum(map(len, weights.values())), weights, limit, advice)  # before what takes seconds
+    page = render(explorer, models, weights).encode()
+    _check_size(len(page), weights, limit, advice)
     write_atomic(path, page)
     return len(page)
+
+
+def _check_size(size: int, weights: Mapping[str, str], limit: int, advice: str) -> None:
+    if size > limit:
+        parts = ", ".join(f"{name} {_megabytes(len(text))}" for name, text in weights.items())
+        raise UserError(
+            f"the page would have {_megabytes(size)} ({parts}), more than the {_megabytes(limit)} that it may have: {advice}"
+        )
 
 
 def _megabytes(size: float) -> str:
@@ -103,13 +108,11 @@ def _tensors(model: SpanBertModel, missing: Iterable[str]) -> dict[str, Tensor]:
     return to_theirs(ours)
 
 
-def render(explorer: Explorer, models: Mapping[str, _Model], compressed: Mapping[str, bytes]) -> str:
-    """The page's text: style and scripts inlined, data in elements that are not run."""
+def render(explorer: Explorer, models: Mapping[str, _Model], weights: Mapping[str, str]) -> str:
+    """The page's text: style and scripts inlined, data (weights: base64) in elements that are not run."""
     modules = javascript_modules()
     elements = [_data("application/json", "packed", _json(_described(explorer, models)))]
-    elements += [
-        _data("text/plain", f"weights-{name}", base64.b64encode(data).decode()) for name, data in compressed.items()
-    ]
+    elements += [_data("text/plain", f"weights-{name}", text) for name, text in weights.items()]
     elements += [f"<script>\n{bundle(modules, entry)}</script>" for entry in ("standalone.js", "main.js")]
     page = (HERE / "page.html").read_text(encoding="utf-8")
     page = _replaced(page, STYLE, f"{POLICY}\n<style>\n{(HERE / 'style.css').read_text(encoding='utf-8')}</style>")
@@ -142,7 +145,10 @@ def _described(explorer: Explorer, models: Mapping[str, _Model]) -> dict[str, An
 
 def example_texts() -> list[str]:
     """The texts that the page offers."""
-    return [json.loads(text) for text in EXAMPLE.findall((HERE / "state.js").read_text(encoding="utf-8"))]
+    found = EXAMPLE.findall((HERE / "state.js").read_text(encoding="utf-8"))
+    if not found:
+        raise AssertionError("state.js holds no line with the text of an example")
+    return [json.loads(text) for text in found]
 
 
 def _packed_masks(explorer: Explorer, text: str) -> dict[str, Any]:
