@@ -115,7 +115,7 @@ def test_a_page_that_would_be_too_large_is_refused(small, tmp_path):
 @pytest.mark.slow
 def test_both_bundled_models_as_they_are_would_be_too_large(tmp_path):
     with pytest.raises(
-        UserError, match=r"2\d\.\d MB \(encoder .*, reader .*\), more than the 20\.0 MB .* int8 or no reader"
+        UserError, match=r"2\d\.\d MB \(encoder .*, reader .*\), more than the 20\.0 MB .* int8 or a smaller reader"
     ):
         write_html(bundled_path("encoder"), bundled_path("scratch"), tmp_path / "page.html", "bf16")
     assert list(tmp_path.iterdir()) == []

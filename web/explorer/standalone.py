@@ -79,7 +79,7 @@ def _megabytes(size: float) -> str:
 
 
 def _smaller(precision: Precision, has_reader: bool) -> str:
-    ways = ["int8"] * (precision != "int8") + ["no reader"] * has_reader + ["a smaller model"]
+    ways = ["int8"] * (precision != "int8") + ["a smaller reader"] * has_reader + ["a smaller model"]
     return " or ".join(ways)
 
 
