@@ -18,11 +18,11 @@ export class StaticSource {
     this.remembered = new Map();
   }
 
-  /** A model, unpacked when it is first asked for; what the reader lacks is the encoder's. */
+  /** A model, unpacked when it is first asked for; what the reader has in common with the encoder is there once. */
   async model(name) {
     this.loading[name] ??= unpackModel(name, this.packed.models[name]);
     const model = await this.loading[name];
-    if (name === "encoder" || model.tensors["bert.embeddings.LayerNorm.weight"]) return model;
+    if (name === "encoder") return model;
     const { tensors } = await this.model("encoder");
     return { ...model, tensors: { ...tensors, ...model.tensors } };
   }
