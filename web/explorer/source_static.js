@@ -7,7 +7,7 @@ import { unpackModel } from "./unpack.js";
 import { WordPiece } from "./wordpiece.js";
 
 const CLS = "[CLS]", SEP = "[SEP]", MASK = "[MASK]";
-const BEST = 5, ANSWERS = 8, MOST_REMEMBERED = 30;
+const BEST = 5, ANSWERS = 8, MOST_REMEMBERED = 30, LONGEST_TEXT = 20000;
 
 export class StaticSource {
   /** packed: {about, tokenizers: [settings], models: {encoder, reader?: {config, tensors, tokenizer}}, masks}. */
@@ -102,6 +102,7 @@ export class StaticSource {
     const windows = windowsOver(asked.ids.length, context.ids.length, settings), skip = asked.ids.length + 2, spans = [];
     let nullScore = Infinity;
     for (const window of windows) {
+      await paint();
       const { ids, segments } = windowInput(asked.ids, context.ids, window, special(tokenizer));
       const { start, end } = answerLogits(model, encode(model, ids, segments).hidden);
       nullScore = Math.min(nullScore, start[0] + end[0]);
@@ -125,7 +126,7 @@ export class StaticSource {
   }
 }
 
-/** What is drawn already is seen before the page's only thread computes. */
+/** What is drawn already is seen, and the page can be scrolled, before its only thread computes again. */
 function paint() {
   return new Promise((resolve) => setTimeout(resolve));
 }
@@ -145,6 +146,10 @@ function special(tokenizer) {
 }
 
 function encodeText(tokenizer, text, field) {
+  const characters = [...text].length;
+  if (characters > LONGEST_TEXT) {
+    throw new Error(`${field} has ${characters} characters, the explorer shows at most ${LONGEST_TEXT}`);
+  }
   const encoded = tokenizer.encode(text);
   if (encoded.ids.length === 0) throw new Error(`${field} holds no token that the tokenizer knows`);
   return encoded;
