@@ -81,7 +81,9 @@ class Pretrained:
         missing = {}
         for head in ("mlm", "sbo"):
             if head in report.untied:
-                missing[head] = f"{folder.name} cannot show its {head.upper()} head: {untied_note(head, report.untied[head])}"
+                missing[head] = (
+                    f"{folder.name} cannot show its {head.upper()} head: {untied_note(head, report.untied[head])}"
+                )
             elif not report.has(head):
                 missing[head] = f"{folder.name} has no trained {head.upper()} head, so there is nothing to show here."
         return cls(folder.resolve().name, model.place(torch.device("cpu"), "eager").eval(), tokenizer, missing)
@@ -98,9 +100,7 @@ class Explorer:
     def masker(self, scheme: Any, seed: int = 0) -> Masker:
         """As pretraining's, with random tokens drawn evenly: the counts of a corpus do not come with a model."""
         config = MaskConfig(scheme=scheme)
-        return Masker.from_tokenizer(
-            config, self.tokenizer, seed=seed, sbo_positions=self.model.config.sbo_positions
-        )
+        return Masker.from_tokenizer(config, self.tokenizer, seed=seed, sbo_positions=self.model.config.sbo_positions)
 
     def describe(self) -> dict[str, Any]:
         config, answerer = self.model.config, self.answerer
@@ -179,7 +179,12 @@ class Explorer:
         words_S = 1 + starts_T[targets.right_S - 1] - starts_T[targets.left_S + 1]
         counts = np.bincount(np.clip(words_S, 1, longest), minlength=longest + 1)[1:]
         theory = np.diff(truncated_geometric(masker.config.geometric_p, longest), prepend=0.0)
-        return {"lengths": list(range(1, longest + 1)), "counts": counts.tolist(), "theory": theory.tolist(), "draws": DRAWS}
+        return {
+            "lengths": list(range(1, longest + 1)),
+            "counts": counts.tolist(),
+            "theory": theory.tolist(),
+            "draws": DRAWS,
+        }
 
     # --- attention and predictions ------------------------------------------------------------------------------------
 
@@ -197,7 +202,9 @@ class Explorer:
         shares = (attention_LHTT * 255).round().to(torch.uint8).numpy()
         places = [(number, offset) for number, (first, last) in enumerate(spans) for offset in range(last - first + 1)]
         position_M = torch.tensor([spans[number][0] + offset for number, offset in places], dtype=torch.long)
-        span_M, offset_M = (torch.tensor(column, dtype=torch.long) for column in zip(*places)) if places else (position_M,) * 2
+        span_M, offset_M = (
+            (torch.tensor(column, dtype=torch.long) for column in zip(*places)) if places else (position_M,) * 2
+        )
         found: dict[str, Any] = {"mlm": None, "sbo": None}
         if "mlm" not in self.shown.missing:
             features_MH = self.model.mlm(hidden_TH[position_M])
@@ -212,7 +219,9 @@ class Explorer:
 
     def _check(self, ids: Sequence[int], spans: Sequence[Sequence[int]]) -> None:
         if not 3 <= len(ids) <= self.block:
-            raise Refused("invalid", f"ids has {len(ids)} tokens, expected 3 … {self.block} with [CLS] and [SEP]", "ids")
+            raise Refused(
+                "invalid", f"ids has {len(ids)} tokens, expected 3 … {self.block} with [CLS] and [SEP]", "ids"
+            )
         wrong = next((place for place, number in enumerate(ids) if not 0 <= number < self.tokenizer.vocab_size), None)
         if wrong is not None:
             detail = f"ids[{wrong}] is {ids[wrong]}, expected 0 … {self.tokenizer.vocab_size - 1}"
@@ -220,7 +229,9 @@ class Explorer:
         free = 1
         for number, (first, last) in enumerate(spans):
             if not free <= first <= last <= len(ids) - 2:
-                detail = f"spans[{number}] is [{first}, {last}], expected first and last token of spans in order and apart"
+                detail = (
+                    f"spans[{number}] is [{first}, {last}], expected first and last token of spans in order and apart"
+                )
                 raise Refused("invalid", f"{detail}, between 1 and {len(ids) - 2}", f"spans[{number}]")
             free = last + 2
 
@@ -243,7 +254,9 @@ class Explorer:
 
     def _best(self, features: Tensor, bias: Tensor, positions: Tensor) -> list[dict[str, Any]]:
         embedding_VH = self.model.encoder.embeddings.word.weight
-        log_probs = vocabulary_logits(features, embedding_VH, bias).float().log_softmax(-1)[:, : self.tokenizer.vocab_size]
+        log_probs = (
+            vocabulary_logits(features, embedding_VH, bias).float().log_softmax(-1)[:, : self.tokenizer.vocab_size]
+        )
         values, ids = log_probs.exp().topk(BEST)
         return [
             {
@@ -285,7 +298,13 @@ class Explorer:
             "nullThreshold": settings.null_threshold,
             "maxAnswer": settings.max_answer,
             "answers": [
-                {"text": one.text, "start": one.start, "end": one.end, "score": one.score, "confidence": one.probability}
+                {
+                    "text": one.text,
+                    "start": one.start,
+                    "end": one.end,
+                    "score": one.score,
+                    "confidence": one.probability,
+                }
                 for one in answers[:8]
             ],
         }
@@ -318,4 +337,6 @@ def load_explorer(model: Path, reader: Path | None) -> Explorer:
     try:
         return Explorer(shown, QuestionAnswerer.load(model, device="cpu", precision="fp32", backend="eager"))
     except UserError:
-        return Explorer(shown, None, f"{shown.name} has no trained head for questions, so there is nothing to show here.")
+        return Explorer(
+            shown, None, f"{shown.name} has no trained head for questions, so there is nothing to show here."
+        )
