@@ -188,7 +188,11 @@ def test_places_in_the_source_are_where_the_code_is(client):
             path, _, lines = place.partition(":")
             first, last = map(int, lines.split("-"))
             text = (ROOT / path).read_text(encoding="utf-8").splitlines()[first - 1 : last]
-            assert any(f"{word} {thing.__name__}" in line for line in text[:2] for word in ("def", "class")), place
+            assert any(
+                f"{word} {getattr(thing, 'func', thing).__name__}" in line
+                for line in text[:3]
+                for word in ("def", "class")
+            ), place
             assert place == place_in_source(thing) and not Path(path).is_absolute()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.errors import UserError
 from spanbert.model.attention import attention
 from spanbert.model.batch import PackedBatch, pack_sequences
+from spanbert.model.encoder import Layer
 from spanbert.model.heads import MLMHead, SBOHead
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
@@ -45,7 +47,7 @@ CODE: Mapping[str, tuple[Any, ...]] = {
     "masks": (Masker.mask, Masker._corrupt, choose_spans, choose_words, truncated_geometric),
     "attention": (attention,),
     "predictions": (MLMHead, SBOHead),
-    "qa": (Windows.over, Windows.owned.func, best_pairs),
+    "qa": (Windows.over, vars(Windows)["owned"], best_pairs),
     "answers": (decode_question, ranked_answers),
 }
 
@@ -59,9 +61,10 @@ class Refused(Exception):
 
 
 def place_in_source(thing: Any) -> str:
-    """``path:first-last`` of a function or class, from the root of the repository."""
-    lines, first = inspect.getsourcelines(thing)
-    path = Path(inspect.getsourcefile(thing) or "").resolve().relative_to(ROOT.resolve())
+    """``path:first-last`` of a function, class or cached property, from the root of the repository."""
+    function = thing.func if isinstance(thing, cached_property) else thing
+    lines, first = inspect.getsourcelines(function)
+    path = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT.resolve())
     return f"{path.as_posix()}:{first}-{first + len(lines) - 1}"
 
 
@@ -238,7 +241,7 @@ class Explorer:
     def _encoded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (T, H), and the attention of each layer and head, (layers, heads, T, T), from its projections."""
         projected: list[Tensor] = []
-        layers = self.model.encoder.layers
+        layers = [layer for layer in self.model.encoder.layers if isinstance(layer, Layer)]
         hooks = [layer.qkv.register_forward_hook(lambda _m, _i, out: projected.append(out)) for layer in layers]
         try:
             hidden_TH = self.model.encoder(ids, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
