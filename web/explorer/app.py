@@ -103,9 +103,7 @@ def _call(batch: Sequence[Callable[[], Any]], _stop: Callable[[], bool]) -> list
     return results
 
 
-def _add_views(
-    app: FastAPI, explorer: Explorer, limits: Limits, queue: BatchQueue[Callable[[], Any], Any]
-) -> None:
+def _add_views(app: FastAPI, explorer: Explorer, limits: Limits, queue: BatchQueue[Callable[[], Any], Any]) -> None:
     async def computed(work: Callable[[], Any]) -> Any:
         try:
             job = queue.submit(work, 1)

@@ -63,7 +63,9 @@ def run_explore(config: ExploreConfig) -> None:
         from web.explorer.models import load_explorer
         from web.serve import listen, uvicorn_settings
     except ImportError as error:  # pragma: no cover
-        raise UserError(f"`spanbert explore` needs more packages ({error.name}): pip install 'spanbert[serve]'") from None
+        raise UserError(
+            f"`spanbert explore` needs more packages ({error.name}): pip install 'spanbert[serve]'"
+        ) from None
     limits = Limits(text=20_000)
     with contextlib.closing(listen(config.host, config.port)) as listening:
         app = create_app(load_explorer(*config.folders()), limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.errors import UserError
 from spanbert.model.attention import attention
 from spanbert.model.batch import PackedBatch, pack_sequences
+from spanbert.model.encoder import Layer
 from spanbert.model.heads import MLMHead, SBOHead
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
@@ -45,7 +47,7 @@ CODE: Mapping[str, tuple[Any, ...]] = {
     "masks": (Masker.mask, Masker._corrupt, choose_spans, choose_words, truncated_geometric),
     "attention": (attention,),
     "predictions": (MLMHead, SBOHead),
-    "qa": (Windows.over, Windows.owned.func, best_pairs),
+    "qa": (Windows.over, vars(Windows)["owned"], best_pairs),
     "answers": (decode_question, ranked_answers),
 }
 
@@ -59,9 +61,10 @@ class Refused(Exception):
 
 
 def place_in_source(thing: Any) -> str:
-    """``path:first-last`` of a function or class, from the root of the repository."""
-    lines, first = inspect.getsourcelines(thing)
-    path = Path(inspect.getsourcefile(thing) or "").resolve().relative_to(ROOT.resolve())
+    """``path:first-last`` of a function, class or cached property, from the root of the repository."""
+    function = thing.func if isinstance(thing, cached_property) else thing
+    lines, first = inspect.getsourcelines(function)
+    path = Path(inspect.getsourcefile(function) or "").resolve().relative_to(ROOT.resolve())
     return f"{path.as_posix()}:{first}-{first + len(lines) - 1}"
 
 
@@ -81,7 +84,9 @@ class Pretrained:
         missing = {}
         for head in ("mlm", "sbo"):
             if head in report.untied:
-                missing[head] = f"{folder.name} cannot show its {head.upper()} head: {untied_note(head, report.untied[head])}"
+                missing[head] = (
+                    f"{folder.name} cannot show its {head.upper()} head: {untied_note(head, report.untied[head])}"
+                )
             elif not report.has(head):
                 missing[head] = f"{folder.name} has no trained {head.upper()} head, so there is nothing to show here."
         return cls(folder.resolve().name, model.place(torch.device("cpu"), "eager").eval(), tokenizer, missing)
@@ -98,9 +103,7 @@ class Explorer:
     def masker(self, scheme: Any, seed: int = 0) -> Masker:
         """As pretraining's, with random tokens drawn evenly: the counts of a corpus do not come with a model."""
         config = MaskConfig(scheme=scheme)
-        return Masker.from_tokenizer(
-            config, self.tokenizer, seed=seed, sbo_positions=self.model.config.sbo_positions
-        )
+        return Masker.from_tokenizer(config, self.tokenizer, seed=seed, sbo_positions=self.model.config.sbo_positions)
 
     def describe(self) -> dict[str, Any]:
         config, answerer = self.model.config, self.answerer
@@ -179,7 +182,12 @@ class Explorer:
         words_S = 1 + starts_T[targets.right_S - 1] - starts_T[targets.left_S + 1]
         counts = np.bincount(np.clip(words_S, 1, longest), minlength=longest + 1)[1:]
         theory = np.diff(truncated_geometric(masker.config.geometric_p, longest), prepend=0.0)
-        return {"lengths": list(range(1, longest + 1)), "counts": counts.tolist(), "theory": theory.tolist(), "draws": DRAWS}
+        return {
+            "lengths": list(range(1, longest + 1)),
+            "counts": counts.tolist(),
+            "theory": theory.tolist(),
+            "draws": DRAWS,
+        }
 
     # --- attention and predictions ------------------------------------------------------------------------------------
 
@@ -197,7 +205,9 @@ class Explorer:
         shares = (attention_LHTT * 255).round().to(torch.uint8).numpy()
         places = [(number, offset) for number, (first, last) in enumerate(spans) for offset in range(last - first + 1)]
         position_M = torch.tensor([spans[number][0] + offset for number, offset in places], dtype=torch.long)
-        span_M, offset_M = (torch.tensor(column, dtype=torch.long) for column in zip(*places)) if places else (position_M,) * 2
+        span_M, offset_M = (
+            (torch.tensor(column, dtype=torch.long) for column in zip(*places)) if places else (position_M,) * 2
+        )
         found: dict[str, Any] = {"mlm": None, "sbo": None}
         if "mlm" not in self.shown.missing:
             features_MH = self.model.mlm(hidden_TH[position_M])
@@ -212,7 +222,9 @@ class Explorer:
 
     def _check(self, ids: Sequence[int], spans: Sequence[Sequence[int]]) -> None:
         if not 3 <= len(ids) <= self.block:
-            raise Refused("invalid", f"ids has {len(ids)} tokens, expected 3 … {self.block} with [CLS] and [SEP]", "ids")
+            raise Refused(
+                "invalid", f"ids has {len(ids)} tokens, expected 3 … {self.block} with [CLS] and [SEP]", "ids"
+            )
         wrong = next((place for place, number in enumerate(ids) if not 0 <= number < self.tokenizer.vocab_size), None)
         if wrong is not None:
             detail = f"ids[{wrong}] is {ids[wrong]}, expected 0 … {self.tokenizer.vocab_size - 1}"
@@ -220,14 +232,16 @@ class Explorer:
         free = 1
         for number, (first, last) in enumerate(spans):
             if not free <= first <= last <= len(ids) - 2:
-                detail = f"spans[{number}] is [{first}, {last}], expected first and last token of spans in order and apart"
+                detail = (
+                    f"spans[{number}] is [{first}, {last}], expected first and last token of spans in order and apart"
+                )
                 raise Refused("invalid", f"{detail}, between 1 and {len(ids) - 2}", f"spans[{number}]")
             free = last + 2
 
     def _encoded(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (T, H), and the attention of each layer and head, (layers, heads, T, T), from its projections."""
         projected: list[Tensor] = []
-        layers = self.model.encoder.layers
+        layers = [layer for layer in self.model.encoder.layers if isinstance(layer, Layer)]
         hooks = [layer.qkv.register_forward_hook(lambda _m, _i, out: projected.append(out)) for layer in layers]
         try:
             hidden_TH = self.model.encoder(ids, torch.tensor([0, len(ids)], dtype=torch.int32), len(ids))
@@ -243,7 +257,9 @@ class Explorer:
 
     def _best(self, features: Tensor, bias: Tensor, positions: Tensor) -> list[dict[str, Any]]:
         embedding_VH = self.model.encoder.embeddings.word.weight
-        log_probs = vocabulary_logits(features, embedding_VH, bias).float().log_softmax(-1)[:, : self.tokenizer.vocab_size]
+        log_probs = (
+            vocabulary_logits(features, embedding_VH, bias).float().log_softmax(-1)[:, : self.tokenizer.vocab_size]
+        )
         values, ids = log_probs.exp().topk(BEST)
         return [
             {
@@ -285,7 +301,13 @@ class Explorer:
             "nullThreshold": settings.null_threshold,
             "maxAnswer": settings.max_answer,
             "answers": [
-                {"text": one.text, "start": one.start, "end": one.end, "score": one.score, "confidence": one.probability}
+                {
+                    "text": one.text,
+                    "start": one.start,
+                    "end": one.end,
+                    "score": one.score,
+                    "confidence": one.probability,
+                }
                 for one in answers[:8]
             ],
         }
@@ -318,4 +340,6 @@ def load_explorer(model: Path, reader: Path | None) -> Explorer:
     try:
         return Explorer(shown, QuestionAnswerer.load(model, device="cpu", precision="fp32", backend="eager"))
     except UserError:
-        return Explorer(shown, None, f"{shown.name} has no trained head for questions, so there is nothing to show here.")
+        return Explorer(
+            shown, None, f"{shown.name} has no trained head for questions, so there is nothing to show here."
+        )

@@ -40,7 +40,13 @@ function showSeed(control, masks, state, change) {
     kept.value = String(state.seed);
     control.querySelector("output").textContent = String(state.seed);
   } else {
-    const slider = h("input", { type: "range", min: "0", max: "99", id: "seed", input: () => change({ seed: Number(slider.value) }) });
+    let waiting = 0;
+    const moved = () => {  // while it is dragged, not every seed on the way is asked for
+      clearTimeout(waiting);
+      waiting = setTimeout(() => change({ seed: Number(slider.value) }), 60);
+      control.querySelector("output").textContent = slider.value;
+    };
+    const slider = h("input", { type: "range", min: "0", max: "99", id: "seed", input: moved });
     slider.value = String(state.seed);
     control.replaceChildren(h("p", { class: "control" }, h("label", { for: "seed" }, "Seed"), slider, h("output", { for: "seed" }, String(state.seed)), h("span", { class: "soft" }, "another seed, other masks; the same seed always gives the same ones")));
   }
