@@ -282,14 +282,15 @@ def test_a_forward_pass_takes_less_than_half_a_second(bf16):
 
     best = {}
     for tokens in (64, 128):
-        one = masked_texts(1, tokens)[0]
+        whole = [one for one in masked_texts(50, tokens) if len(one.ids) == tokens][-5:]
         times = []
-        for _ in range(5):
+        for one in whole:  # what has been asked before is remembered
             before = used()
             run(bf16, one)
             times.append(used() - before)
         best[tokens] = min(times)
-        print(f"\n{tokens} tokens, {len(one.positions)} of them masked: {1000 * best[tokens]:.0f} ms")
+        print(f"\n{tokens} tokens: {', '.join(f'{1000 * time:.0f}' for time in times)} ms")
+        print(f"masked: {', '.join(str(len(one.positions)) for one in whole)}")
     assert 0.01 < best[128] < 0.5
 
 
@@ -449,16 +450,22 @@ def uncased(visit, folder) -> tuple[Any, Tokenizer]:
 
 
 def assert_same_tokens(page: Any, tokenizer: Tokenizer, texts: list[str]) -> None:
-    for text, found in zip(
-        texts, page.evaluate("(texts) => Promise.all(texts.map((t) => spanbertSource.encode(t)))", texts)
-    ):
+    """Ids, offsets and words; a text without tokens is refused."""
+    encoded = page.evaluate(
+        "(texts) => Promise.all(texts.map((text) => spanbertSource.encode(text).catch((error) => error.message)))",
+        texts,
+    )
+    for text, found in zip(texts, encoded, strict=True):
         expected = tokenizer.encode(text)
         ids = expected.ids.tolist()
+        if not ids:
+            assert found == "text holds no token that the tokenizer knows", text
+            continue
         assert found["ids"] == [tokenizer.cls_id, *ids, tokenizer.sep_id], text
         places = list(zip(found["starts"][1:-1], found["ends"][1:-1], strict=True))
         assert places == [tuple(pair) for pair in expected.offsets.tolist()], text
         assert found["tokens"] == [tokenizer.token(id) for id in found["ids"]]
-        words = np.cumsum(tokenizer.starts_word[expected.ids]) - 1 if len(ids) else []
+        words = np.cumsum(tokenizer.starts_word[expected.ids]) - 1
         assert found["words"] == [None, *map(int, words), None], text
 
 
@@ -468,8 +475,8 @@ def test_tokens_of_odd_texts(request, case, bf16):
     page, tokenizer = (
         (bf16, Tokenizer.load(bundled_path("encoder"))) if case == "cased" else request.getfixturevalue("uncased")
     )
-    texts = odd_texts(600)
-    assert len(set(texts)) > 550
+    texts = odd_texts(700)
+    assert sum(len(tokenizer.encode(text).ids) > 0 for text in set(texts)) > 600
     assert_same_tokens(page, tokenizer, texts)
 
 
