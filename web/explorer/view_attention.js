@@ -100,7 +100,7 @@ export class AttentionView {
     context.strokeStyle = getComputedStyle(this.caption).getPropertyValue("outline-color");
     context.lineWidth = 2;
     context.strokeRect(1, shown * cell, LARGE - 2, Math.max(3, cell));
-    this.caption.textContent = `Layer ${this.layer + 1}, head ${this.head + 1}: each row is a token that looks, each column a token that is looked at.`;
+    this.caption.textContent = `Layer ${this.layer + 1}, head ${this.head + 1}: each row is a token that looks, each column a token that is looked at. Underlined tokens are behind [MASK].`;
     this.paintRow(bytes, shown);
   }
 
