@@ -1,6 +1,6 @@
 // 5. Where an answer may start and end: heat over the text, windows and their seams, and all pairs.
 
-import { colourOf, continues, h, number, percent, plain, s, tokenClass } from "./dom.js";
+import { colourOf, continues, h, number, percent, plain, s, spaced, tokenClass } from "./dom.js";
 import { light, walkable } from "./linked.js";
 import { logitsByToken, pairScore, partsOf, shares } from "./qa_scores.js";
 
@@ -28,7 +28,7 @@ function heat(found, start, end, parts) {
     return element;
   });
   walkable(elements, { at: parts?.first ?? 0 });
-  const line = h("div", { class: "line heats", data: { view: "qa" }, role: "group", "aria-label": "The text: where answers start and end" }, elements);
+  const line = h("div", { class: "line heats", data: { view: "qa" }, role: "group", "aria-label": "The text: where answers start and end" }, spaced(elements));
   if (parts) requestAnimationFrame(() => line.scrollTo(0, elements[parts.first].offsetTop - line.clientHeight / 2));
   return line;
 }
