@@ -70,6 +70,11 @@ def headless_address() -> Iterator[str]:
     yield from served(load_explorer(bundled_path("scratch"), None))
 
 
+@pytest.fixture(scope="module")
+def reader_address() -> Iterator[str]:
+    yield from served(load_explorer(bundled_path("encoder"), bundled_path("reader")))
+
+
 @pytest.fixture
 def visit(chromium, address) -> Iterator:
     """visit(fragment, …) → the open page; at the end it must have made no error and no request to the outside."""
@@ -307,3 +312,18 @@ def test_a_model_without_heads_says_so(visit, headless_address):
     holds(page, "document.querySelectorAll('.head-card .note').length === 2")
     assert "no trained SBO head" in page.inner_text(".head-card.sbo")
     assert page.locator(".thumbnail").count() == 16 and page.locator(".winner").count() == 1
+
+
+def test_a_reader_with_another_vocabulary_declines(visit, reader_address):
+    """Its tokens are others, so views are linked by characters; it was trained to say that there is no answer."""
+    page = visit(f"#text={quote(CANAL)}&question=How+deep+is+the+canal%3F", at=reader_address)
+    assert (
+        page.inner_text(".why").startswith("No answer won") and page.inner_text(".winner .answer-text") == "no answer"
+    )
+    assert "so it declines" in page.inner_text(".qa-side")
+    page.locator("[data-view=qa] .tok", has_text="november").first.hover()
+    assert lit(page)[:2] == [["November"]] * 2 and lit(page)[-1] == ["november"]
+    page.fill("#question", "When was the canal opened?")
+    page.press("#question", "Enter")
+    holds(page, "document.querySelector('.winner .answer-text').textContent === '17 November 1869'")
+    assert "so it answers" in page.inner_text(".qa-side")

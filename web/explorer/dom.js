@@ -51,6 +51,11 @@ export function tokenClass(tokens, index, ...more) {
   return ["tok", joined ? "joined" : "", leads ? "leads" : "", ...more].filter(Boolean).join(" ");
 }
 
+/** Elements of a row of tokens with spaces between words and none in them, so that no line ends within a word. */
+export function spaced(elements) {
+  return elements.flatMap((element, index) => (index && !element.classList.contains("joined") ? [" ", element] : [element]));
+}
+
 /** What a problem says, and where. */
 export function problem(error) {
   return h("p", { class: "problem", role: "alert" }, error.message || String(error));

@@ -1,6 +1,6 @@
 // 6. The answer and its runners-up: what each score is made of, and why one won.
 
-import { h, number, percent, plain } from "./dom.js";
+import { h, number, percent } from "./dom.js";
 import { partsOf } from "./qa_scores.js";
 
 export function drawAnswers(root, found) {
@@ -20,7 +20,7 @@ function why(found) {
   }
   const { first, last, start, end } = partsOf(winner, found);
   const ahead = next ? ` It is ${number(winner.score - next.score)} ahead of ${next.text ? `“${next.text}”` : "no answer"}.` : "";
-  return ["“", h("b", { data: { start: winner.start, end: winner.end } }, winner.text), `” won because its start logit ${number(start)} at “${plain(found.tokens[first])}” and its end logit ${number(end)} at “${plain(found.tokens[last])}” add up to ${number(winner.score)}, the highest sum of all pairs.${ahead}`];
+  return ["“", h("b", { data: { start: winner.start, end: winner.end } }, winner.text), `” won because its start logit ${number(start)} at “${found.tokens[first]}” and its end logit ${number(end)} at “${found.tokens[last]}” add up to ${number(winner.score)}, the highest sum of all pairs.${ahead}`];
 }
 
 function row(answer, rank, found) {

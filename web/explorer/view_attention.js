@@ -1,6 +1,6 @@
 // 3. Attention: all heads as small pictures, one of them large, and its rows on the text.
 
-import { colourOf, h, percent, plain, tokenClass } from "./dom.js";
+import { colourOf, h, percent, plain, spaced, tokenClass } from "./dom.js";
 import { light, lit, matches, walkable, whenLit } from "./linked.js";
 
 const LARGE = 480; // pixels of the large picture, before the screen's own
@@ -32,7 +32,7 @@ export class AttentionView {
     walkable(this.tokens, { at: this.row, moved: (index) => this.choose(index) });
     this.looks = h("p", { class: "looks", "aria-live": "off" });
     const grid = h("div", { class: "thumbnails" }, this.small.map((heads, layer) => h("div", { class: "layer" }, h("span", { class: "soft" }, `layer ${layer + 1}`), h("div", { class: "heads" }, heads))));
-    const text = h("div", { class: "row-text" }, this.looks, h("div", { class: "line", data: { view: "attention" }, role: "group", "aria-label": "Tokens: choose whose row is shown" }, this.tokens));
+    const text = h("div", { class: "row-text" }, this.looks, h("div", { class: "line", data: { view: "attention" }, role: "group", "aria-label": "Tokens: choose whose row is shown" }, spaced(this.tokens)));
     this.root.replaceChildren(h("div", { class: "attention" }, grid, h("div", { class: "picture" }, this.large, this.caption), text));
     this.paint();
   }
@@ -100,7 +100,7 @@ export class AttentionView {
     context.strokeStyle = getComputedStyle(this.caption).getPropertyValue("outline-color");
     context.lineWidth = 2;
     context.strokeRect(1, shown * cell, LARGE - 2, Math.max(3, cell));
-    this.caption.textContent = `Layer ${this.layer + 1}, head ${this.head + 1}: each row is a token that looks, each column a token that is looked at.`;
+    this.caption.textContent = `Layer ${this.layer + 1}, head ${this.head + 1}: each row is a token that looks, each column a token that is looked at. Underlined tokens are behind [MASK].`;
     this.paintRow(bytes, shown);
   }
 

@@ -1,6 +1,6 @@
 // 2. Masks: what each scheme hides, span lengths against theory, and spans of the reader's own.
 
-import { h, percent, plain, s, tokenClass } from "./dom.js";
+import { h, percent, plain, s, spaced, tokenClass } from "./dom.js";
 import { walkable } from "./linked.js";
 
 export const NAMES = {
@@ -74,7 +74,7 @@ function schemeRow(scheme, block, draw, state, change) {
   walkable(elements, { at: 1 });
   const masked = draw.replaced.filter(Boolean).length, spans = draw.spans.length;
   const about = `${masked} of ${block.tokens.length - 2} tokens in ${spans} span${spans === 1 ? "" : "s"}`;
-  return h("div", { class: "scheme" }, heading(scheme, state, change, about), h("div", { class: "line", data: { scheme } }, elements));
+  return h("div", { class: "scheme" }, heading(scheme, state, change, about), h("div", { class: "line", data: { scheme } }, spaced(elements)));
 }
 
 /** Spans of the reader's own, apart from one another: spans that touch become one. */
@@ -107,7 +107,7 @@ function ownRow(block, state, change) {
     const own = removes ? spans.filter(([a, b]) => chosen[0] < a || chosen[0] > b) : joined([...spans, chosen], last);
     change({ own, scheme: own.length ? "own" : state.scheme, target: null, looked: [], guesses: [] });
   };
-  const line = h("div", { class: "line own", data: { scheme: "own" }, role: "group", "aria-label": "Choose spans: Shift and arrows select, Enter masks or unmasks" }, elements);
+  const line = h("div", { class: "line own", data: { scheme: "own" }, role: "group", "aria-label": "Choose spans: Shift and arrows select, Enter masks or unmasks" }, spaced(elements));
   line.addEventListener("pointerdown", (event) => {
     const element = event.target.closest("[data-token]");
     if (!element || event.button) return;

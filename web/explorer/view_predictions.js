@@ -1,6 +1,6 @@
 // 4. Each masked token: what MLM says beside what SBO says, after the reader's own guess.
 
-import { h, percent, plain, s, tokenClass } from "./dom.js";
+import { h, percent, plain, s, spaced, tokenClass } from "./dom.js";
 import { walkable } from "./linked.js";
 
 /** spans: first and last token of each; run: as source.run gives it; about: as source.describe gives it. */
@@ -42,7 +42,7 @@ function sentence(block, targets, target, state) {
     const place = hidden && !known ? {} : { data: { start: starts[index], end: ends[index], token: index } };
     parts.push(h("span", { class: hidden ? `tok ${kind} ${boundary}` : tokenClass(tokens, index, boundary), ...place }, hidden && !known ? "\u2007?\u2007" : plain(tokens[index])));
   }
-  return h("p", { class: "line context", data: { view: "predictions" } }, low ? "… " : "", parts, high < tokens.length - 1 ? " …" : "");
+  return h("p", { class: "line context", data: { view: "predictions" } }, low ? "… " : "", spaced(parts), high < tokens.length - 1 ? " …" : "");
 }
 
 function guessing(target, state, change) {

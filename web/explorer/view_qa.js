@@ -1,6 +1,6 @@
 // 5. Where an answer may start and end: heat over the text, windows and their seams, and all pairs.
 
-import { colourOf, continues, h, number, percent, plain, s, tokenClass } from "./dom.js";
+import { colourOf, continues, h, number, percent, plain, s, spaced, tokenClass } from "./dom.js";
 import { light, walkable } from "./linked.js";
 import { logitsByToken, pairScore, partsOf, shares } from "./qa_scores.js";
 
@@ -28,7 +28,9 @@ function heat(found, start, end, parts) {
     return element;
   });
   walkable(elements, { at: parts?.first ?? 0 });
-  return h("div", { class: "line heats", data: { view: "qa" }, role: "group", "aria-label": "The text: where answers start and end" }, elements);
+  const line = h("div", { class: "line heats", data: { view: "qa" }, role: "group", "aria-label": "The text: where answers start and end" }, spaced(elements));
+  if (parts) requestAnimationFrame(() => line.scrollTo(0, elements[parts.first].offsetTop - line.clientHeight / 2));
+  return line;
 }
 
 function nullScore(found, best) {
@@ -90,5 +92,5 @@ function triangle(found, parts) {
   requestAnimationFrame(paint);
   if (parts) say(parts.first, parts.last);
   const range = count < found.tokens.length ? ` around the best answer (tokens ${low + 1} to ${low + count})` : "";
-  return h("div", {}, h("h3", {}, "All pairs"), canvas, told, h("p", { class: "soft" }, `Row: where an answer starts; column: where it ends${range}. The darker, the higher start logit + end logit. The outlined pair is the best.`));
+  return h("div", {}, h("h3", {}, "All pairs"), canvas, told, h("p", { class: "soft" }, `Row: where an answer starts; column: where it ends${range}. The stronger the colour, the higher start logit + end logit. The outlined pair is the best.`));
 }
