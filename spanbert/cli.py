@@ -37,6 +37,7 @@ COMMANDS = {
     "calibrate": ("finetune.retrieval.calibrate", "run_calibrate", "learn how sure a model's answers are"),
     "ask": ("finetune.tasks.qa.ask", "run_ask", "answer questions over a text"),
     "serve": ("web.serve", "run_serve", "answer questions over HTTP, and on a page in the browser"),
+    "explore": ("web.explorer.command", "run_explore", "see in the browser how a model masks, attends and answers"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
     "runs": ("spanbert.training.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
