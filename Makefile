@@ -5,6 +5,8 @@ BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 # torch comes first: an unpinned one would pull gigabytes of CUDA packages
 TORCH  ?= torch==2.13.0
+# each test takes one thread, and up to 2 GB
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-slow test-browser lint format tour tour-pages gpu bench-masking ablation clean
 .DEFAULT_GOAL := help
@@ -25,8 +27,8 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## the bundled models, then the whole main job on sample data: under 10 minutes on 2 cores
 	SPANBERT=$(BIN)/spanbert sample/demo.sh
 
-test: setup  ## the fast tests: under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+test: setup  ## the fast tests, in two processes: under 10 minutes on 2 cores (WORKERS=8 where there are more)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not browser"
 
 test-slow: setup  ## every test that needs no GPU: what runs every night
 	$(BIN)/python -m pytest -m "not gpu"
