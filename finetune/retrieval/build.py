@@ -38,7 +38,7 @@ from spanbert.errors import UserError
 from spanbert.files import report_full_disk, sync_file, sync_folder, write_atomic
 from spanbert.locks import try_lock
 
-SEGMENT_POSTINGS = 4 * 2**20  # about 150 MB while they are collected
+SEGMENT_POSTINGS = 4 * 2**20  # 8 bytes each while they are collected
 SHOWN_SKIPPED = 20
 
 
@@ -250,14 +250,13 @@ class _Writer:
             self.changes.changed += 1
         else:
             self.changes.new += 1
-        passages = list(document_passages(document.title, document.text))
-        for passage in passages:
-            self.segment.add(passage.terms)
+        passages = document_passages(document.title, document.text)
+        table = PassageTable.of(len(self.tables), self.segment.adding(passages))
         first = self.changes.passages
-        self.segment_numbers.append(np.arange(first, first + len(passages), dtype=np.int32))
+        self.segment_numbers.append(np.arange(first, first + len(table), dtype=np.int32))
         self._record(
-            PassageTable.of(len(self.tables), passages),
-            StoredDocument(document.id, document.title, source, sha256, 0, 0, len(passages), sections),
+            table,
+            StoredDocument(document.id, document.title, source, sha256, 0, 0, len(table), sections),
             document.text.encode(),
             texts,
             records,

@@ -65,10 +65,8 @@ class Index:
         builder = PostingsBuilder()
         tables = []
         for number, document in enumerate(documents):
-            passages = list(document_passages(document.title, document.text))
-            tables.append(PassageTable.of(number, passages))
-            for passage in passages:
-                builder.add(passage.terms)
+            passages = document_passages(document.title, document.text)
+            tables.append(PassageTable.of(number, builder.adding(passages)))
         return cls(list(documents), PassageTable.joined(tables), builder.finish())
 
     @classmethod

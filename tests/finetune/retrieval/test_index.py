@@ -1,6 +1,7 @@
 """Finding passages: BM25 against a library's, and an index on disk that is brought up to date."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -213,6 +214,23 @@ def test_a_failure_leaves_the_old_index_whole(folder: Path, tmp_path: Path, monk
         update_index([folder], index)
     assert found(Index.open(index)) == before
     assert len(list(index.glob("data-*"))) == 1
+
+
+def test_an_index_in_memory_is_no_multiple_of_its_text() -> None:
+    """All terms of all passages were held at once: 14 bytes for each character of the text."""
+    text = " ".join(invented(seed, 40) for seed in range(200))
+    Index.of([Document("a", "a", text[:1000])])
+    tracemalloc.start()
+    index = Index.of([Document("a", "a", text)])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert index.passages > 400
+    assert most < 4 * len(text)
+
+
+def test_a_text_without_words_has_no_passages() -> None:
+    index = Index.of([Document("a", "a", "… !")])
+    assert index.passages == 0 and index.search("word", 3) == []
 
 
 def test_what_a_killed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:
