@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
 from pretrain.data.corpus_report import commonest_unknown, make_report, print_report
-from pretrain.data.integrity import check_hashes, describe_files
+from pretrain.data.integrity import check_hashes
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
     REFUSED_UNKNOWN,
@@ -42,6 +42,7 @@ from pretrain.data.span_annotations import SpanSidecar
 from spanbert.config import check_range, read_json_object
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, check_writable, clear_leftovers, report_full_disk, write_atomic
+from spanbert.integrity import describe_files
 from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 

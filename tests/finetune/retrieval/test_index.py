@@ -216,6 +216,23 @@ def test_a_failure_leaves_the_old_index_whole(folder: Path, tmp_path: Path, monk
     assert len(list(index.glob("data-*"))) == 1
 
 
+@pytest.mark.parametrize("name", ["documents.jsonl", "texts.bin", "lines.npy", "bounds.npy", "passages.npy"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_index_is_refused_and_made_anew(name: str, damage: str, folder: Path, tmp_path: Path) -> None:
+    """Asking ended in a traceback or in another text's answer; and the next `spanbert index` took the damage over."""
+    update_index([folder], tmp_path / "index")
+    expected = found(Index.open(tmp_path / "index"))
+    (file,) = (tmp_path / "index").glob(f"data-*/{name}")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content if damage == "changed" else content[:-1])
+    with pytest.raises(UserError, match=f"the index is damaged .*{name}"):
+        Index.open(tmp_path / "index")
+    changes = update_index([folder], tmp_path / "index")
+    assert changes.new and not changes.unchanged
+    assert found(Index.open(tmp_path / "index")) == expected
+
+
 def test_an_index_in_memory_is_no_multiple_of_its_text() -> None:
     """All terms of all passages were held at once: 14 bytes for each character of the text."""
     text = " ".join(invented(seed, 40) for seed in range(200))
