@@ -160,7 +160,11 @@ def read_unigram_counts(folder: Path, vocab_size: int) -> np.ndarray:
         counts_V = np.load(path)
     except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{path} is damaged ({first_line(error)}): copy it again or prepare the corpus again") from None
-    if counts_V.shape != (vocab_size,) or counts_V.dtype.kind not in "iu" or ((counts_V < 0) | (counts_V > MOST_TOKENS)).any():
+    if (
+        counts_V.shape != (vocab_size,)
+        or counts_V.dtype.kind not in "iu"
+        or ((counts_V < 0) | (counts_V > MOST_TOKENS)).any()
+    ):
         raise UserError(
             f"{path} is damaged or of another corpus: expected a count of each of {vocab_size:,} tokens; copy it again "
             "or prepare the corpus again"

@@ -65,10 +65,7 @@ def fuzz(
             content = make(random.Random(f"{seed} {number}"))
             faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.__stderr__)
             try:
-                outcomes[read(content)] += 1
-            except UserError as error:
-                check_message(str(error), f"seed {seed}, case {number}", printable=printable)
-                outcomes["refused"] += 1
+                outcomes[outcome_of(read, content, printable=printable)] += 1
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a panic of a library in Rust is no Exception
@@ -98,12 +95,21 @@ def listed(outcomes: Counter[str]) -> str:
     return ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
 
 
-def check_message(message: str, where: str, *, printable: bool) -> None:
+def outcome_of(read: Callable[[C], str], content: C, *, printable: bool) -> str:
+    """The word that ``read`` gives, or "refused" for a UserError whose message is one."""
+    try:
+        return read(content)
+    except UserError as error:
+        check_message(str(error), printable=printable)
+        return "refused"
+
+
+def check_message(message: str, *, printable: bool) -> None:
     """One line of a bearable length; what no terminal takes, ``spanbert.terminal`` shows."""
-    assert message.strip(), f"{where}: an empty message"
-    assert "\n" not in message, f"{where}: {message!r}"
-    assert message.isprintable() or not printable, f"{where}: {message!r}"
-    assert len(message) < 3000, f"{where}: a message of {len(message)} characters: {message[:500]!r}"
+    assert message.strip(), "an empty message"
+    assert "\n" not in message, repr(message)
+    assert message.isprintable() or not printable, repr(message)
+    assert len(message) < 3000, f"a message of {len(message)} characters: {message[:500]!r}"
 
 
 @contextlib.contextmanager
