@@ -120,6 +120,11 @@ def check_types(config: Any) -> None:
 
 def check_type(name: str, value: Any, kind: Any) -> None:
     """The same for one value; kinds other than numbers, strings and truth values are not looked at."""
+    if kind == tuple[float, ...]:
+        if not isinstance(value, tuple):
+            raise UserError(f"{name} is {value!r}: expected a list of numbers")
+        for one in value:
+            check_type(name, one, float)
     if kind not in WORDS_FOR:
         return
     good = type(value) in ((int, float) if kind is float else (kind,))
