@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from finetune.predict import Machine, TrainedModel, predict
 from finetune.task import Features, Task
+from spanbert.errors import UserError
 from spanbert.files import check_writable, write_atomic
 from spanbert.model.models import SpanBertModel
 
@@ -59,11 +60,20 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     return list(contents)
 
 
+def check_output(folder: Path) -> None:
+    """UserError when scores cannot be written there, or would take the place of a run's or a model's own."""
+    check_writable(folder, "files inside")
+    if (folder / "config.json").exists():
+        raise UserError(
+            f"--output {folder} holds a run or a model, whose own files would be replaced: name a new folder"
+        )
+
+
 def run_evaluate(trained: TrainedModel[Any], file: Path, output: Path | None, limit: int | None) -> Evaluation:
     """Print the metrics of a model on `file`; write them with the predictions where a folder is given."""
     task = trained.task
     if output is not None:
-        check_writable(output, "files inside")
+        check_output(output)
     records = task.read(file, "evaluate").first(limit)
     features = task.encode(records, trained.tokenizer, "evaluate")
     print(f"{file}: {features.examples:,} {task.noun}, {len(features.lengths):,} windows")

@@ -17,9 +17,12 @@ class Best:
     """When it was reached."""
     without_better: int = 0
     """Evaluations since then."""
+    heard: int = 0
+    """The step of the last evaluation, better or not."""
 
     def hear(self, step: int, score: float) -> None:
         """Take the score of ``step`` into account. An equal one is not better: the earlier state is kept."""
+        self.heard = step
         if self.score is None or score > self.score:
             self.score, self.step, self.without_better = score, step, 0
         else:

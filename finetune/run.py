@@ -107,7 +107,8 @@ class FinetuneRun:
     def save(self, state: State, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
         """Write a checkpoint to resume from, scored when it is the best so far: that one is kept. All ranks call it.
 
-        Until the last step it says that it is not the run's model, for whoever asks or evaluates it all the same.
+        Until the last step is done, and judged where the best state is kept, it says that it is not the run's model, for
+        whoever asks or evaluates it all the same.
         """
         counters = {
             "step": state.step,
@@ -118,7 +119,7 @@ class FinetuneRun:
         }
         prepared = self.prepared
         config = prepared.task.model_config()
-        if state.step < total_steps:
+        if state.step < total_steps or (self.config.keeps_best and state.best.heard < state.step):
             config[PROGRESS] = {"step": state.step, "of": total_steps}
 
         def write(folder: Path) -> None:

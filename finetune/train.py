@@ -140,6 +140,9 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         f"attention: {model.encoder.backend} · {describe(group.device)}"
     )
 
+    def rate(step: int) -> float:
+        return config.lr * linear_schedule(step / (total_steps + 1), config.warmup)
+
     def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
         batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
         total = task.loss(parallel(batch), labels, batch)
@@ -159,8 +162,22 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         dynamic_ncols=True,
         disable=not group.is_main,
     )
+
+    def evaluate_report_save(evaluates: bool) -> None:
+        if evaluates:
+            run.evaluate(state)
+        ends = state.step == total_steps or state.best.exhausted(config.patience)
+        if ends or state.step % config.log_every == 0:
+            bar.set_postfix_str(
+                run.report(state, epoch=state.step / steps_per_epoch, lr=rate(state.step)), refresh=False
+            )
+        if state.step % config.save_every == 0 or state.best.step == state.step or ends:
+            run.save(state, optimizer, total_steps)
+
     asked: int | None = None
     with StopRequest() as stop, bar:
+        if state.step == total_steps and config.keeps_best and state.best.heard < state.step:
+            evaluate_report_save(True)  # the session before was killed in this evaluation
         begun = time.perf_counter()
         while state.step < total_steps and not state.best.exhausted(config.patience):
             asked = voted(group.sum(votes(stop.number)))
@@ -172,9 +189,8 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
             drawn = [Drawn(features, chosen)]
             if rehearsal is not None:
                 drawn.append(Drawn(rehearsal.features, rehearsal.draw(state.step, len(chosen))))
-            lr = config.lr * linear_schedule((state.step + 1) / (total_steps + 1), config.warmup)
             result = stepper.gradients(state.step, micro_batches(drawn, config, group), loss)
-            stepper.take(lr, result)
+            stepper.take(rate(state.step + 1), result)
             state.step += 1
             labels = sum(source.count(windows) for source, windows in drawn)
             tokens = sum(int(source.lengths[windows].sum()) for source, windows in drawn)
@@ -182,18 +198,13 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
 
             # evaluate, report, save
             evaluates = evaluates_after(state.step, config, steps_per_epoch, total_steps)
-            reports = state.step % config.log_every == 0
-            if reports or evaluates:
+            if evaluates or state.step % config.log_every == 0:
                 state.log.settle()  # waits for the device, so it belongs to the time that the steps took
             state.seconds += time.perf_counter() - begun
             bar.update()
-            if evaluates:
-                run.evaluate(state)
-            ends = state.step == total_steps or state.best.exhausted(config.patience)
-            if reports or ends:
-                bar.set_postfix_str(run.report(state, epoch=state.step / steps_per_epoch, lr=lr), refresh=False)
-            if state.step % config.save_every == 0 or state.best.step == state.step or ends:
-                run.save(state, optimizer, total_steps)
+            if evaluates and state.step == total_steps:
+                run.save(state, optimizer, total_steps)  # an evaluation that fails takes no step along
+            evaluate_report_save(evaluates)
             begun = time.perf_counter()
         bar.close()
         if asked is not None:

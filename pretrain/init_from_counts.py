@@ -25,7 +25,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from pretrain.data.blocks import Blocks
+from pretrain.data.blocks import Blocks, read_unigram_counts
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import build_model, refuse_existing, save_model
 from spanbert.config import check_range, to_dict
@@ -72,7 +72,7 @@ def run_init(config: InitConfig) -> None:
     blocks, tokenizer = Blocks.open(config.data, "train"), Tokenizer.load(config.data / "tokenizer")
     if not len(blocks):
         raise UserError(f"{config.data} holds no block to count: prepare it again from more text")
-    counts_V = np.load(config.data / "unigram.npy")
+    counts_V = read_unigram_counts(config.data, tokenizer.vocab_size)
     shape = EncoderConfig.preset(config.size, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id)
     model = build_model(SpanBertForPretraining, shape, config.seed)
     flat_ids, block_T = sample_tokens(blocks, config.tokens, config.seed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.data.batches import StepBatch, StepBatches, load_steps
-from pretrain.data.blocks import Blocks, read_settings
+from pretrain.data.blocks import Blocks, read_settings, read_unigram_counts
 from pretrain.data.integrity import QUICK_BYTES, check_hashes
 from pretrain.data.sampler import DataOrder
 from pretrain.data.streaming import StreamedSteps, stream_of
@@ -193,7 +193,7 @@ def _make_model(
 def _mask(
     config: PretrainConfig, group: Group, blocks: Blocks, tokenizer: Tokenizer, sbo_positions: int
 ) -> PretrainData:
-    unigram_V = np.load(config.data / "unigram.npy")
+    unigram_V = read_unigram_counts(config.data, tokenizer.vocab_size)
     masker = Masker.from_tokenizer(
         config.mask, tokenizer, seed=config.seed, unigram_counts=unigram_V, sbo_positions=sbo_positions
     )

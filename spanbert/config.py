@@ -120,10 +120,15 @@ def check_types(config: Any) -> None:
 
 def check_type(name: str, value: Any, kind: Any) -> None:
     """The same for one value; kinds other than numbers, strings and truth values are not looked at."""
+    if kind == tuple[float, ...]:
+        if not isinstance(value, tuple):
+            raise UserError(f"{name} is {value!r}: expected a list of numbers")
+        for one in value:
+            check_type(name, one, float)
     if kind not in WORDS_FOR:
         return
     good = type(value) in ((int, float) if kind is float else (kind,))
-    if not good or (kind is float and not math.isfinite(value)):
+    if not good or (kind is float and not is_finite(value)):
         raise UserError(f"{name} is {value!r}: expected {WORDS_FOR[kind]}")
 
 
@@ -135,15 +140,20 @@ def check_range(config: Any, low: float, high: float, *names: str, above: bool =
     for name in names:
         value = getattr(config, name)
         if value is None or (
-            low <= value <= high
-            and math.isfinite(value)
-            and not (above and value == low)
-            and not (below and value == high)
+            low <= value <= high and is_finite(value) and not (above and value == low) and not (below and value == high)
         ):
             continue
         least = f"above {low}" if above else f"at least {low}"
         limits = least if high == math.inf else f"{'above ' * above}{low} to {'below ' * below}{high}"
         raise UserError(f"{name} is {value!r}: expected {limits}")
+
+
+def is_finite(number: float) -> bool:
+    """Whether a float can hold it: an integer of JSON or of an option may be too large."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def kind_of(value: Any) -> str:

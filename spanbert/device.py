@@ -109,8 +109,8 @@ class PeakFlops:
         return flops_per_second / self.value
 
 
-def describe(device: torch.device) -> str:
-    """One phrase for logs and results."""
+def describe(device: torch.device, threads: int | None = None) -> str:
+    """One phrase for logs and results. threads: of the processes that it is about, where they are not this one's."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"CPU, {threads or torch.get_num_threads()} threads, torch {torch.__version__}"

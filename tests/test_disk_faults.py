@@ -10,8 +10,10 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,18 +22,21 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.retrieval.confidence import load_calibration
+from finetune.retrieval.index import Index
 from spanbert.checkpoint.model_folder import read_model, save_model
 from spanbert.checkpoint.store import find_model
 from spanbert.cli import main
 from spanbert.model.config import EncoderConfig
-from spanbert.model.models import SpanBertForPretraining
+from spanbert.model.models import SpanBertForPretraining, SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EMFILE", "ESTALE")
 #: What a command that ends well may leave: names that its next start clears.
-LEFT_OVER = re.compile(r"\..+\.[0-9]+\.(partial|old)")
+LEFT_OVER = re.compile(r"\..+\.([0-9]+\.(partial|old)|preparing(\.lock)?)")
 #: A sample of the calls for the fast tests: fractions of the way through a command.
 PLACES = (0.25, 0.85)
+READER = {"window": 48, "stride": 12, "max_question": 16, "null_threshold": 0.0}
 TEXT = "\n\n".join(f"Anna saw the {a} fox and the {b} dog near a house.\nIt was {c}." for a in ("red", "old", "wet")
                    for b in ("big", "sad") for c in ("late", "good", "cold"))  # fmt: skip
 
@@ -97,7 +102,7 @@ class FaultyFile:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the commands take: a text, a tokenizer, a corpus, a model, labelled texts, a trained classifier."""
+    """What the commands take: texts, a tokenizer, a corpus, models, labelled texts and questions, an index."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "text.txt").write_text(TEXT)
     (folder / "labelled.tsv").write_text(
@@ -112,9 +117,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=16, max_position_embeddings=64, sbo_position_size=4,
     )  # fmt: skip
     save_model(folder / "model", SpanBertForPretraining(shape), tokenizer)
+    save_model(folder / "reader", SpanBertForQuestionAnswering(shape), tokenizer, {"qa": READER})
+    (folder / "questions.json").write_text(json.dumps(questions()))
+    (folder / "documents").mkdir()
+    for number in range(3):
+        (folder / "documents" / f"{number}.txt").write_text(TEXT)
     assert main(words("finetune classify", folder, folder)) == 0
     (folder / "finetune").rename(folder / "classifier")
+    assert main(words("index", folder, folder)) == 0
     return folder
+
+
+def questions() -> dict[str, Any]:
+    """As many as a calibration wants."""
+    context = TEXT.splitlines()[0]
+    qas = [
+        {"id": f"q{n}", "question": f"{asked} the fox?", "answers": [{"text": "Anna", "answer_start": 0}]}
+        for n, asked in enumerate(("Who saw", "Anna saw") * 25)
+    ]
+    return {"data": [{"title": "fox", "paragraphs": [{"context": context, "qas": qas}]}]}
 
 
 def words(command: str, made: Path, out: Path) -> list[str]:
@@ -124,6 +145,12 @@ def words(command: str, made: Path, out: Path) -> list[str]:
         "prepare": f"{made}/text.txt --tokenizer {made}/tokenizer --output {out}/corpus --block-length 24 "
         "--validation-share 0.2 --processes 1",
         "init": f"{made}/corpus --output {out}/init --size mini",
+        "fill": f"{made}/model 'the [SPAN:1-2] fox' --device cpu --backend eager",
+        "masks": f"'Anna saw the fox' --tokenizer {made}/corpus --html {out}/masks.html",
+        "index": f"{made}/documents --output {out}/index",
+        "ask": f"{made}/reader 'Who saw the fox?' --index {made}/index {cpu}",
+        "ask a text": f"{made}/reader 'Who saw the fox?' --context {made}/text.txt {cpu}",
+        "calibrate": f"{out}/reader {made}/questions.json {cpu}",
         "pretrain": f"{made}/corpus --output {out}/pretrain --init-from {made}/model --steps 2 --batch-size 4 {cpu} "
         "--save-every 1 --eval-every 1 --log-every 1 --warmup 0",
         "finetune classify": f"--train {made}/labelled.tsv --dev {made}/labelled.tsv --init {made}/model --epochs 1 --window 32 "
@@ -135,7 +162,14 @@ def words(command: str, made: Path, out: Path) -> list[str]:
         "runs": f"{made}",
         "plot": f"{made}/classifier --output {out}/curves.png",
     }[command]
-    return [*command.split(), *rest.split()]
+    return [*command.removesuffix(" a text").split(), *shlex.split(rest)]
+
+
+def begin(command: str, made: Path, out: Path) -> None:
+    """The folder of the outputs, with what a command changes in place."""
+    out.mkdir()
+    if command == "calibrate":
+        shutil.copytree(made / "reader", out / "reader")
 
 
 def whole(command: str, out: Path) -> None:
@@ -148,11 +182,17 @@ def whole(command: str, out: Path) -> None:
         read_model(run / "model")
     elif command == "tokenizer train":
         Tokenizer.load(out / "tokenizer")
+    elif command == "index":
+        assert Index.open(out / "index").search("fox", 1)
+    elif command == "calibrate":
+        assert load_calibration(out / "reader", "text") and load_calibration(out / "reader", "documents")
+    elif command == "masks":
+        assert (out / "masks.html").read_text().endswith("</html>\n")
 
 
 COMMANDS = (
-    "tokenizer train", "prepare", "pretrain", "finetune classify", "evaluate classify", "predict classify", "import",
-    "export", "runs", "plot",
+    "tokenizer train", "prepare", "init", "pretrain", "finetune classify", "evaluate classify", "predict classify", "index",
+    "calibrate", "ask", "ask a text", "fill", "masks", "import", "export", "runs", "plot",
 )  # fmt: skip
 
 
@@ -169,7 +209,7 @@ def children() -> list[str]:
 
 
 def calls_of(command: str, made: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    out.mkdir()
+    begin(command, made, out)
     faults = Faults(made, out)
     with monkeypatch.context() as patch:
         faults.install(patch)
@@ -182,7 +222,7 @@ def calls_of(command: str, made: Path, out: Path, monkeypatch: pytest.MonkeyPatc
 def fail_once(
     command: str, made: Path, out: Path, at: int, error: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    out.mkdir()
+    begin(command, made, out)
     faults = Faults(made, out, fail_at=at, error=error)
     capsys.readouterr()
     with monkeypatch.context() as patch:
@@ -231,6 +271,13 @@ def test_a_failing_disk_is_one_sentence(command, made, tmp_path, monkeypatch, ca
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_call_may_fail(command, made, tmp_path, monkeypatch, capsys):
+    """All that fails is told together."""
     calls = calls_of(command, made, tmp_path / "out", monkeypatch)
+    wrong = []
     for at in range(1, calls + 1):
-        fail_once(command, made, tmp_path / "out", at, ERRORS[at % len(ERRORS)], monkeypatch, capsys)
+        try:
+            fail_once(command, made, tmp_path / "out", at, ERRORS[at % len(ERRORS)], monkeypatch, capsys)
+        except AssertionError as error:
+            wrong.append(str(error))
+            shutil.rmtree(tmp_path / "out")
+    assert not wrong, f"{len(wrong)} of {calls} calls:\n" + "\n\n".join(wrong[:20])

@@ -125,7 +125,7 @@ def run(config: BenchmarkConfig) -> dict:
         for p in config.precisions
     }
     return {
-        "machine": describe(device),
+        "machine": describe(device, config.threads),
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "config": asdict(config) | {"json": None},
         "matrix_flops": rate,

@@ -29,6 +29,7 @@ from finetune.retrieval.store import (
     SETTINGS,
     StoredDocument,
     StoredDocuments,
+    check_generation,
     generation_of,
     open_table,
     save_table,
@@ -36,9 +37,10 @@ from finetune.retrieval.store import (
 from finetune.retrieval.table import PassageTable
 from spanbert.errors import UserError
 from spanbert.files import report_full_disk, sync_file, sync_folder, write_atomic
+from spanbert.integrity import describe_files
 from spanbert.locks import try_lock
 
-SEGMENT_POSTINGS = 4 * 2**20  # about 150 MB while they are collected
+SEGMENT_POSTINGS = 4 * 2**20  # 8 bytes each while they are collected
 SHOWN_SKIPPED = 20
 
 
@@ -126,6 +128,7 @@ def update_index(paths: Iterable[Path | str], folder: Path | str) -> Changes:
             manifest = {
                 "generation": generation.name,
                 "settings": SETTINGS,
+                "files": describe_files(generation, generation.iterdir()),
                 "documents": changes.documents,
                 "passages": changes.passages,
                 "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -157,8 +160,11 @@ class _Old:
         nothing = cls(None, [], None, np.zeros(0, np.int64), {}, {}, {})
         if not (folder / MANIFEST).is_file():
             return nothing
-        generation, manifest = generation_of(folder)
-        if manifest.get("settings") != SETTINGS:
+        try:
+            generation, manifest = generation_of(folder)
+            if manifest.get("settings") != SETTINGS or check_generation(generation, manifest, read=True):
+                return nothing
+        except UserError:
             return nothing
         try:
             documents, table, postings = StoredDocuments(generation), open_table(generation), open_postings(generation)
@@ -250,14 +256,13 @@ class _Writer:
             self.changes.changed += 1
         else:
             self.changes.new += 1
-        passages = list(document_passages(document.title, document.text))
-        for passage in passages:
-            self.segment.add(passage.terms)
+        passages = document_passages(document.title, document.text)
+        table = PassageTable.of(len(self.tables), self.segment.adding(passages))
         first = self.changes.passages
-        self.segment_numbers.append(np.arange(first, first + len(passages), dtype=np.int32))
+        self.segment_numbers.append(np.arange(first, first + len(table), dtype=np.int32))
         self._record(
-            PassageTable.of(len(self.tables), passages),
-            StoredDocument(document.id, document.title, source, sha256, 0, 0, len(passages), sections),
+            table,
+            StoredDocument(document.id, document.title, source, sha256, 0, 0, len(table), sections),
             document.text.encode(),
             texts,
             records,

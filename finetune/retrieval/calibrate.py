@@ -22,12 +22,13 @@ from finetune.retrieval.confidence import FILE, Calibration, HeldOut, Search, sa
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index, Retriever
 from finetune.retrieval.logistic import Logistic, fit_logistic
-from finetune.retrieval.reliability import auroc, bins_of, calibration_error, draw_reliability
+from finetune.retrieval.reliability import auroc, bins_of, calibration_error, draw_reliability, new_figure
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
 from finetune.tasks.qa.records import Question, QuestionFile, read_questions
 from spanbert.errors import UserError
-from spanbert.files import sha256
+from spanbert.files import check_writable, sha256
+from spanbert.training.metrics import only_warned
 
 FOLDS = 5
 ANSWERS_FITTED = 3  # of a question: runners-up have a confidence, too
@@ -111,6 +112,10 @@ def run_calibrate(config: CalibrateConfig) -> None:
         config.model, device=config.device, precision=config.precision, backend=config.backend
     )
     assert answerer.folder is not None
+    check_writable(answerer.folder, "files inside", "MODEL")
+    if config.plot is not None:
+        new_figure()
+        check_writable(config.plot, "files inside", "--plot")
     found = read_questions(config.file, "evaluate", check_offsets=False)
     articles = articles_of(found)
     drawn = draw(articles, config.questions, config.seed)
@@ -118,6 +123,7 @@ def run_calibrate(config: CalibrateConfig) -> None:
         raise UserError(f"{config.file}: {len(drawn)} questions are too few to learn from: {LEAST_QUESTIONS} at least.")
     digest = sha256(config.file)
     calibrations: dict[Search, Calibration] = {}
+    pictures: dict[Search, Crossed] = {}
     for search, where, retrievers in searches(config, articles):
         asked = ask_all(answerer, retrievers, drawn, config.passages, where)
         fitted, crossed = fit(asked, answerer.settings.threshold), cross_validate(asked, answerer.settings.threshold)
@@ -132,12 +138,17 @@ def run_calibrate(config: CalibrateConfig) -> None:
             crossed.metrics(),
         )
         print(describe(calibrations[search]))
-        if config.plot is not None:
-            picture = config.plot / f"calibration_{search}.png"
-            draw_reliability(picture, crossed.exact_N, crossed.right_N2[:, 0], f"exact match, {where}")
-            print(f"wrote {picture}")
+        pictures[search] = crossed
     save_calibrations(answerer.folder, calibrations)
     print(f"wrote {answerer.folder / FILE}")
+    if config.plot is None:
+        return
+    for search, crossed in pictures.items():
+        picture = config.plot / f"calibration_{search}.png"
+        with only_warned(str(picture), "the calibration"):
+            title = f"exact match, {calibrations[search].held_out.searched}"
+            draw_reliability(picture, crossed.exact_N, crossed.right_N2[:, 0], title)
+            print(f"wrote {picture}")
 
 
 def searches(

@@ -74,6 +74,10 @@ class Calibration:
         for model in (self.exact, self.f1):
             if not all(len(values) == len(fields(Evidence)) for values in (model.weights, model.mean, model.scale)):
                 raise UserError(f"expected {len(fields(Evidence))} weights, means and scales")
+            if min(model.scale) <= 0:
+                raise UserError("expected scales above 0")
+        if not self.bins:
+            raise UserError("expected bins")
 
     def confidence(self, evidence: Evidence) -> float:
         """Chance of an exact match."""

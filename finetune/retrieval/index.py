@@ -14,7 +14,7 @@ from finetune.retrieval.documents import Document
 from finetune.retrieval.merge_postings import open_postings
 from finetune.retrieval.passages import document_passages
 from finetune.retrieval.postings import Postings, PostingsBuilder, saturations, search_postings
-from finetune.retrieval.store import StoredDocuments, generation_of, open_table
+from finetune.retrieval.store import SETTINGS, StoredDocuments, check_generation, generation_of, open_table
 from finetune.retrieval.table import PassageTable
 from finetune.retrieval.terms import terms
 from spanbert.errors import UserError
@@ -65,10 +65,8 @@ class Index:
         builder = PostingsBuilder()
         tables = []
         for number, document in enumerate(documents):
-            passages = list(document_passages(document.title, document.text))
-            tables.append(PassageTable.of(number, passages))
-            for passage in passages:
-                builder.add(passage.terms)
+            passages = document_passages(document.title, document.text)
+            tables.append(PassageTable.of(number, builder.adding(passages)))
         return cls(list(documents), PassageTable.joined(tables), builder.finish())
 
     @classmethod
@@ -76,7 +74,14 @@ class Index:
         """An index that `spanbert index` wrote, memory-mapped. Raises UserError where there is none or it is damaged."""
         folder = Path(folder)
         for last in (False, True):
-            generation, _ = generation_of(folder)
+            generation, manifest = generation_of(folder)
+            if manifest.get("settings") != SETTINGS:
+                raise UserError(
+                    f"{folder}: the index is of another version; make it anew: spanbert index PATHS --output {folder}"
+                )
+            damage = check_generation(generation, manifest) if generation.is_dir() else None
+            if damage and (last or generation_of(folder)[0] == generation):
+                raise UserError(f"{folder}: the index is damaged ({damage}); make it anew.")
             try:
                 return cls(StoredDocuments(generation), open_table(generation), open_postings(generation))
             except FileNotFoundError:  # replaced since its name was read: read the new name

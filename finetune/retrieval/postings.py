@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from finetune.retrieval.passages import Passage
 
 K1 = 1.2  # how soon more of the same word stops to count
 BLOCK = 512  # scores of which the largest is looked at first
@@ -51,9 +54,9 @@ class PostingsBuilder:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}  # term → number, in the order of first appearance
-        self._numbers_P: list[int] = []
-        self._counts_P: list[int] = []
-        self._distinct: list[int] = []
+        self._numbers_P = array("i")
+        self._counts_P = array("i")
+        self._distinct = array("i")
 
     def __len__(self) -> int:
         """Postings held."""
@@ -67,16 +70,22 @@ class PostingsBuilder:
         self._counts_P.extend(counts.values())
         self._distinct.append(len(counts))
 
+    def adding(self, passages: Iterable[Passage]) -> Iterator[Passage]:
+        """The same passages, each added as it passes."""
+        for passage in passages:
+            self.add(passage.terms)
+            yield passage
+
     def finish(self) -> Postings:
         """The postings of all passages added, numbered from 0."""
         keys = np.array([term_key(term) for term in self._numbers], dtype=np.uint64)
         order_K = np.argsort(keys, kind="stable")
-        rank_K = np.empty(len(keys), dtype=np.int64)
+        rank_K = np.empty(len(keys), dtype=np.int32)
         rank_K[order_K] = np.arange(len(keys))
-        rank_P = rank_K[np.array(self._numbers_P, dtype=np.int64)]
+        rank_P = rank_K[np.frombuffer(self._numbers_P, dtype=np.int32)]
         order_P = np.argsort(rank_P, kind="stable")
-        passages_P = np.repeat(np.arange(len(self._distinct), dtype=np.int32), self._distinct)[order_P]
-        counts_P = np.minimum(np.array(self._counts_P, dtype=np.int64), 65535).astype(np.uint16)[order_P]
+        passages_P = np.repeat(np.arange(len(self._distinct), dtype=np.int32), np.array(self._distinct))[order_P]
+        counts_P = np.minimum(np.frombuffer(self._counts_P, dtype=np.int32), 65535).astype(np.uint16)[order_P]
         bounds = np.zeros(len(keys) + 1, dtype=np.int64)
         np.cumsum(np.bincount(rank_P, minlength=len(keys)), out=bounds[1:])
         return Postings(keys[order_K], bounds, passages_P, counts_P)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spanbert.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 10
 
@@ -59,13 +63,18 @@ def risk_coverage(confidence_N: np.ndarray, right_N: np.ndarray) -> tuple[np.nda
     return answered / len(wrong), np.cumsum(wrong) / answered
 
 
-def draw_reliability(file: Path, confidence_N: np.ndarray, right_N: np.ndarray, title: str) -> None:
-    """Reliability diagram and risk-coverage curve as one picture. Raises UserError without matplotlib."""
+def new_figure() -> Figure:
+    """An empty picture, wide enough for two diagrams. Raises UserError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("pictures need matplotlib: pip install 'spanbert[plots]'") from None
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    return Figure(figsize=(10, 4.5), layout="constrained")
+
+
+def draw_reliability(file: Path, confidence_N: np.ndarray, right_N: np.ndarray, title: str) -> None:
+    """Reliability diagram and risk-coverage curve as one picture. Raises UserError without matplotlib."""
+    figure = new_figure()
     left, right = figure.subplots(1, 2)
     bins = bins_of(confidence_N, right_N)
     left.plot([0, 1], [0, 1], color="0.7", linewidth=1)

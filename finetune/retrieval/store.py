@@ -24,11 +24,14 @@ from finetune.retrieval.readers import Section
 from finetune.retrieval.table import PassageTable
 from spanbert.config import read_json
 from spanbert.errors import UserError
+from spanbert.integrity import described_files, find_damage
 
 MANIFEST = "index.json"
 #: An index made otherwise is made anew. "format" changes with the files, the readers, the terms or the cutting.
-SETTINGS = {"format": 1, "max_terms": MAX_TERMS, "overlap_terms": OVERLAP_TERMS}
+SETTINGS = {"format": 2, "max_terms": MAX_TERMS, "overlap_terms": OVERLAP_TERMS}
 CACHED_DOCUMENTS = 32
+#: An index below this size is read and compared with its hashes whenever it is opened: a quarter of a second.
+QUICK_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,17 @@ def generation_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("generation"), str):
         raise UserError(f"{folder}/{MANIFEST}: not the file of an index.")
     return folder / Path(manifest["generation"]).name, manifest
+
+
+def check_generation(generation: Path, manifest: dict[str, Any], *, read: bool | None = None) -> str | None:
+    """What is wrong with the files of a generation, or None: their sizes, and their hashes.
+
+    read: whether hashes are compared; left out, where the index is small. Raises UserError when the manifest does not say.
+    """
+    files = described_files(manifest.get("files"), f"{generation.parent}/{MANIFEST}")
+    if read is None:
+        read = sum(file["bytes"] for file in files.values()) <= QUICK_BYTES
+    return find_damage(generation, files, read=read)
 
 
 def open_table(folder: Path) -> PassageTable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -23,10 +23,10 @@ class PassageTable:
         return len(self.document_N)
 
     @classmethod
-    def of(cls, document: int, passages: Sequence[Passage]) -> PassageTable:
-        """The passages of one document."""
-        rows = np.array([(document, p.start, p.end, len(p.terms)) for p in passages], dtype=np.int32).reshape(-1, 4)
-        return cls(*rows.T)
+    def of(cls, document: int, passages: Iterable[Passage]) -> PassageTable:
+        """The passages of one document; none is held longer than its row takes to write."""
+        rows = ((document, p.start, p.end, len(p.terms)) for p in passages)
+        return cls(*np.fromiter(rows, dtype=np.dtype((np.int32, 4))).T.copy())
 
     @classmethod
     def joined(cls, tables: Sequence[PassageTable]) -> PassageTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pyarrow as pa
 
 from pretrain.data.integrity import check_counts, check_sizes
 from spanbert.config import read_json_object
-from spanbert.errors import UserError
+from spanbert.errors import UserError, first_line
 from spanbert.model.batch import PackedBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
+
+MOST_TOKENS = 1 << 48  # of a corpus
 
 
 class Blocks:
@@ -138,9 +141,35 @@ class Blocks:
 def read_settings(folder: Path, split: str = "train") -> dict[str, Any]:
     """prepare.json of a prepared corpus. Raises UserError when there is none."""
     try:
-        return read_json_object(folder / "prepare.json", "a corpus's settings")
+        settings = read_json_object(folder / "prepare.json", "a corpus's settings")
     except (UserError, OSError) as error:
         raise UserError(f"{folder} is not a prepared corpus with a {split!r} split: run spanbert prepare") from error
+    length, fingerprint = settings.get("block_length"), settings.get("tokenizer_fingerprint")
+    if type(length) is not int or length < 3 or not isinstance(fingerprint, str):
+        raise UserError(
+            f"{folder}/prepare.json is damaged: block_length is {length!r} and tokenizer_fingerprint {fingerprint!r}; "
+            "copy it again or prepare the corpus again"
+        )
+    return settings
+
+
+def read_unigram_counts(folder: Path, vocab_size: int) -> np.ndarray:
+    """(V,) int64: how often each token of the vocabulary occurs in a prepared corpus. Raises UserError when it is damaged."""
+    path = folder / "unigram.npy"
+    try:
+        counts_V = np.load(path)
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): copy it again or prepare the corpus again") from None
+    if (
+        counts_V.shape != (vocab_size,)
+        or counts_V.dtype.kind not in "iu"
+        or ((counts_V < 0) | (counts_V > MOST_TOKENS)).any()
+    ):
+        raise UserError(
+            f"{path} is damaged or of another corpus: expected a count of each of {vocab_size:,} tokens; copy it again "
+            "or prepare the corpus again"
+        )
+    return counts_V.astype(np.int64)
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spanbert.errors import UserError
+from spanbert.terminal import printable
 
 MISSING = object()
 _SPACE = re.compile(r"[\s,]*")
@@ -77,7 +78,7 @@ def check_first(source: str, record: Any, path: str) -> None:
     if value is MISSING:
         raise UserError(f"{source} has no field {path!r} (it has {', '.join(fields(record))}): use --text-field")
     if isinstance(value, dict):
-        inside = ", ".join(f"{path}.{name}" for name in value)
+        inside = printable(", ".join(f"{path}.{name}" for name in value))
         raise UserError(f"{source}: field {path!r} is an object: name the text in it, --text-field (one of {inside})")
     if not isinstance(value, str | bytes | None):
         raise UserError(
@@ -86,11 +87,11 @@ def check_first(source: str, record: Any, path: str) -> None:
 
 
 def fields(record: dict[str, Any]) -> list[str]:
-    """Names of a record's fields, those of objects in it as dotted paths."""
+    """Names of a record's fields, to be shown; those of objects in it as dotted paths."""
     names: list[str] = []
     for name, value in record.items():
         names += [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
-    return names
+    return list(map(printable, names))
 
 
 def kind(value: Any) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pretrain.data.corpus import Corpus, Document
 from pretrain.data.corpus_report import commonest_unknown, make_report, print_report
-from pretrain.data.integrity import check_hashes, describe_files
+from pretrain.data.integrity import check_hashes
 from pretrain.data.join_shards import join_shards
 from pretrain.data.shards import (
     REFUSED_UNKNOWN,
@@ -41,7 +41,8 @@ from pretrain.data.shards import (
 from pretrain.data.span_annotations import SpanSidecar
 from spanbert.config import check_range, read_json_object
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, check_writable, report_full_disk, write_atomic
+from spanbert.files import atomic_folder, check_writable, clear_leftovers, report_full_disk, write_atomic
+from spanbert.integrity import describe_files
 from spanbert.locks import try_lock
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -84,14 +85,15 @@ def run_prepare(config: PrepareConfig) -> None:
     tokenizer = Tokenizer.load(config.tokenizer, lowercase=config.lowercase)
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
     identity = _identity(config, tokenizer, corpus)
+    work = config.output.with_name(f".{config.output.name}.preparing")
     if config.output.exists() and _is_finished(config.output, identity, overwrite=config.overwrite):
         check_hashes(config.output, read_json_object(config.output / "prepare.json", "a corpus's settings"))
+        _tidy(config.output, work)
         print(
             f"{config.output} is already prepared with these settings and undamaged: nothing to do (--overwrite prepares it again)"
         )
         return
     check_writable(config.output, "folder")
-    work = config.output.with_name(f".{config.output.name}.preparing")
     with _only_one(work), _clear_errors(config.output, work):
         if config.output.exists() and not config.overwrite:
             raise UserError(f"{config.output}: another preparation has written it meanwhile; run the command again")
@@ -282,8 +284,17 @@ def _only_one(work: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink()
+        with suppress(OSError):  # tidying is no reason to fail
+            lock.unlink()
         handle.close()
+
+
+def _tidy(output: Path, work: Path) -> None:
+    """Remove what a preparation left that ended after its last rename, before or while it tidied."""
+    clear_leftovers(output)
+    if work.exists() or work.with_name(f"{work.name}.lock").exists():
+        with suppress(OSError, UserError), _only_one(work):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

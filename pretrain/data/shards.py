@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.data.corpus import Document
-from pretrain.data.integrity import describe_files, find_damage
-from spanbert.config import read_json_object
+from spanbert.config import from_dict, read_json_object
 from spanbert.errors import UserError, note
 from spanbert.files import sync_file, write_atomic
+from spanbert.integrity import describe_files, described_files, find_damage
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 PART_CHARACTERS = 1 << 17  # a longer document is encoded in parts cut at white space, which changes no token
@@ -216,8 +216,8 @@ def read_done(folder: Path, number: int) -> ShardCounts | None:
         return None
     try:
         content = read_json_object(mark, "a shard's counts")
-        damage = find_damage(folder, content["files"], read=True)
-        counts = ShardCounts(**content["counts"])
+        damage = find_damage(folder, described_files(content["files"], str(mark)), read=True)
+        counts = from_dict(ShardCounts, content["counts"], str(mark))
     except (UserError, KeyError, TypeError):
         damage, counts = f"{mark} is damaged", None
     if damage:

@@ -38,6 +38,8 @@ Head = Literal["mlm", "sbo", "both"]
 #: More combinations of lengths than this (several ``[SPAN:a-b]`` in one text) are refused.
 MOST_COMBINATIONS = 256
 BATCH = 16
+#: Of a token: exp gives 0 below it, and only weights that are no weights come there.
+LEAST_LOG_PROBABILITY = -700.0
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
     for start in range(0, len(combinations), BATCH):
         some = combinations[start : start + BATCH]
         for lengths, log_probs_MV in zip(some, span_log_probs(model, tokenizer, template, some, head), strict=True):
-            scored += [(c, log_probs_MV) for c in best_fills(log_probs_MV, lengths, tokenizer, top_k)]
+            found = best_fills(log_probs_MV, lengths, tokenizer, top_k)
+            scored += [(one, log_probs_MV) for one in found if one.mean_log_probability > LEAST_LOG_PROBABILITY]
     if not scored:
         raise UserError(
             "the model gives no token a probability above 0: its numbers are too large to compute with, so the file is "

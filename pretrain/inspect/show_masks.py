@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from pretrain.data.blocks import read_unigram_counts
 from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_text import render
 from pretrain.inspect.mask_view import Draw, describe
@@ -93,7 +94,7 @@ def make_masker(config: MasksConfig) -> tuple[Tokenizer, Masker, str]:
     tokenizer = Tokenizer.load(path / "tokenizer" if (path / "tokenizer").is_dir() else path)
     counts, note = None, "random tokens drawn evenly from the vocabulary"
     if counts_path.is_file() and config.mask.replacement == "unigram":
-        counts, note = np.load(counts_path), f"random tokens drawn by frequency in {path}"
+        counts, note = read_unigram_counts(path, tokenizer.vocab_size), f"random tokens drawn by frequency in {path}"
     masker = Masker.from_tokenizer(
         config.mask, tokenizer, seed=config.seed, unigram_counts=counts, sbo_positions=config.sbo_positions
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spanbert.checkpoint.file_kinds import snapshot_of
-from spanbert.config import read_json, read_json_object
+from spanbert.config import is_finite, read_json, read_json_object
 from spanbert.distributed import Group, alone
 from spanbert.errors import UserError
 from spanbert.files import atomic_folder, remove_folder, remove_leftovers, sha256, write_atomic
@@ -144,7 +144,7 @@ def _score(checkpoint: Path) -> float | None:
     score = _manifest(checkpoint).get("score")
     if isinstance(score, bool) or not isinstance(score, (int, float)):
         return None
-    return score if math.isfinite(score) else None
+    return score if is_finite(score) else None
 
 
 def find_damage(checkpoint: Path) -> str | None:

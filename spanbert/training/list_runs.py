@@ -68,10 +68,16 @@ def run_runs(config: RunsConfig) -> None:
         print("  ".join(cells).rstrip())
 
 
+#: What matplotlib writes into its pictures.
+PLOT_MARK = b"atplotlib"
+
+
 def run_plot(config: PlotConfig) -> None:
     if not config.runs:
         raise UserError("name at least one run folder")
     check_writable(config.output, "file")
+    if config.output.is_file() and PLOT_MARK not in config.output.read_bytes():
+        raise UserError(f"--output {config.output} exists and is no such plot: choose another name, or remove it first")
     records: dict[str, list[dict[str, Any]]] = {}
     for path in config.runs:
         if not (path / "metrics.jsonl").is_file():

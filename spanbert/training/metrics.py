@@ -144,15 +144,15 @@ def open_trackers(folder: Path, config: Mapping[str, Any], step: int, wandb: boo
 
 
 @contextlib.contextmanager
-def only_warned(what: str) -> Iterator[None]:
-    """For what lies beside the model: any error inside the block is a warning of one line about ``what``."""
+def only_warned(what: str, unaffected: str = "training") -> Iterator[None]:
+    """For what lies beside the work: any error inside the block is a warning of one line about ``what``."""
     try:
         yield
     except Exception as error:
-        warn(what, error)
+        warn(what, error, unaffected)
 
 
-def warn(what: str, error: Exception) -> None:
+def warn(what: str, error: Exception, unaffected: str = "training") -> None:
     """Say that something beside the work went wrong; the work continues."""
     reason = describe_os_error(error) if isinstance(error, OSError) else first_line(error)
-    print(f"warning: {what}: {reason}; training is not affected", file=sys.stderr, flush=True)
+    print(f"warning: {what}: {reason}; {unaffected} is not affected", file=sys.stderr, flush=True)

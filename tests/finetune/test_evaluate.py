@@ -48,6 +48,14 @@ def test_weights_that_are_not_numbers_are_refused(
         evaluate(TASK, model, question_set("qa_v1.json"), MACHINE)
 
 
+def test_scores_never_take_the_place_of_a_models_files(model_folder: Path, data: Path) -> None:
+    """With --output RUN the scores of another file took the place of the run's own."""
+    before = {path.name: path.read_bytes() for path in model_folder.iterdir()}
+    with pytest.raises(UserError, match="holds a run or a model"):
+        run_evaluate(EvaluateQAConfig(model_folder, data / "qa_v2.json", output=model_folder, device="cpu"))
+    assert {path.name: path.read_bytes() for path in model_folder.iterdir()} == before
+
+
 def test_a_model_is_scored_with_its_own_settings(
     model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from finetune.evaluate import Evaluation
 from finetune.evaluation_schedule import Best, evaluates_after
 from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
 from spanbert.checkpoint.model_folder import save_model
+from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -193,6 +194,68 @@ def test_a_kill_after_the_early_end_does_not_train_further(
         run_finetune(replace(config, patience=2, resume=True))
     assert [r["step"] for r in records(config.output, "train")] == [3, 6]
     assert (config.output / "model").is_dir()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Killed(), KeyError("a question")])
+@pytest.mark.parametrize("scores", [[], [10, 30, 20, 20, 20]], ids=["the only evaluation", "the sixth"])
+@pytest.mark.parametrize("last", [5.0, 90.0])
+def test_a_crash_in_the_last_evaluation_loses_no_step_and_no_state(
+    config: FinetuneQAConfig,
+    tmp_path: Path,
+    scores: list[float],
+    last: float,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The steps since the last checkpoint were trained again, all of them where the last evaluation was the only one."""
+    config = replace(config, evaluate_every=2 if scores else 12)
+    whole = replace(config, output=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        judged([*scores, last], patch)
+        run_finetune(whole)
+
+    def fail_at_the_last(patch: pytest.MonkeyPatch, scores: list[float]) -> None:
+        judged([*scores, last], patch)
+        honest, calls = running.evaluate, []
+
+        def evaluate(*arguments: object, **options: bool) -> Evaluation:
+            calls.append(1)
+            if len(calls) > len(scores):
+                raise error
+            return honest(*arguments, **options)  # type: ignore[arg-type]
+
+        patch.setattr(running, "evaluate", evaluate)
+
+    for resume in (False, True):  # it fails twice
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            fail_at_the_last(patch, [] if resume else scores)
+            run_finetune(replace(config, resume=resume))
+        assert not (config.output / "model").exists()
+        names = {path.name for path in (config.output / "checkpoints").iterdir()}
+        assert names >= {"step-00000012"} | ({"step-00000004"} if scores else set())
+    capsys.readouterr()
+    find_model(config.output)
+    assert "is not a finished model" in capsys.readouterr().err
+
+    def never(*_: object) -> None:
+        raise AssertionError("a step is trained again")
+
+    with monkeypatch.context() as patch:
+        judged([last], patch)
+        patch.setattr(training, "step_windows", never)
+        run_finetune(replace(config, resume=True))
+    assert "is complete" not in capsys.readouterr().out
+    assert same(whole.output / "model", config.output / "model")
+    for split, key in (("train", "loss"), ("train", "lr"), ("validation", "f1")):
+        assert [(r["step"], r[key]) for r in records(whole.output, split)] == [
+            (r["step"], r[key]) for r in records(config.output, split)
+        ]
+    assert not (config.output / "checkpoints").exists()
 
 
 def test_resume_refuses_another_dev_file_where_it_decides(

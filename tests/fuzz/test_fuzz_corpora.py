@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from pretrain.data.corpus import Corpus
-from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.cases import SEED, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 60
@@ -122,5 +122,5 @@ def test_broken_corpora_end_in_documents_or_in_a_sentence(name: str, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_many_broken_corpora(name: str, tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, maker(name), reader(tmp_path / name), SEED + 1)
+def test_many_broken_corpora(name: str, seconds: float, tmp_path: Path) -> None:
+    fuzz(name, None, maker(name), reader(tmp_path / name), SEED + 1, seconds=seconds)

@@ -16,7 +16,7 @@ from finetune.tasks.relation.task import RelationSettings, RelationTask
 from spanbert.errors import UserError
 from spanbert.terminal import JSON_ESCAPES
 from spanbert.tokenizer.wordpiece import Tokenizer
-from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.cases import SEED, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 from tests.qa_samples import tokenizer
 
@@ -144,8 +144,8 @@ def test_broken_records_end_in_examples_or_in_a_sentence(name: str, tokenizer: T
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LINES, *RECORDS])
-def test_many_broken_records(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, maker(name), reader(name, tmp_path / name, tokenizer), SEED + 1, printable=True)
+def test_many_broken_records(name: str, seconds: float, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    fuzz(name, None, maker(name), reader(name, tmp_path / name, tokenizer), SEED + 1, seconds=seconds, printable=True)
 
 
 @pytest.mark.parametrize(

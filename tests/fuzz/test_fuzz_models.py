@@ -18,7 +18,7 @@ from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.vocabulary_files import SPECIAL_TOKENS
 from spanbert.tokenizer.wordpiece import Tokenizer
-from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.cases import SEED, fuzz
 from tests.fuzz.mutations import ODD_VALUES, dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 60
@@ -183,12 +183,12 @@ def reader(good: Path, folder: Path) -> Callable[[Folder], str]:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_broken_models_fill_or_are_refused(name: str, good: Path, tmp_path: Path) -> None:
-    outcomes = fuzz(name, FAST_CASES, MAKERS[name](good), reader(good, tmp_path))
+    outcomes = fuzz(f"model: {name}", FAST_CASES, MAKERS[name](good), reader(good, tmp_path))
     assert outcomes["refused"], "the mutations break nothing"
     assert outcomes["filled by both"], "the mutations leave nothing to read"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
-def test_many_broken_models(name: str, good: Path, tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, MAKERS[name](good), reader(good, tmp_path), SEED + 1)
+def test_many_broken_models(name: str, seconds: float, good: Path, tmp_path: Path) -> None:
+    fuzz(f"model: {name}", None, MAKERS[name](good), reader(good, tmp_path), SEED + 1, seconds=seconds)

@@ -13,7 +13,7 @@ import pytest
 from spanbert.checkpoint.store import MANIFEST, CheckpointStore, find_damage
 from spanbert.training.list_runs import RunsConfig, run_runs
 from spanbert.training.resume import DATA, RunStart
-from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.cases import SEED, fuzz
 from tests.fuzz.mutations import dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 30
@@ -119,12 +119,12 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_broken_runs_resume_or_are_refused(name: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outcomes = fuzz(name, FAST_CASES, maker(name), reader(name, quick, capsys))
+    outcomes = fuzz(f"run: {name}", FAST_CASES, maker(name), reader(name, quick, capsys))
     assert outcomes["resumed at 20"], "the mutations leave no run"
     assert outcomes["refused"] or outcomes["resumed at 10"] or name == "metrics.jsonl", "the mutations break nothing"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_many_broken_runs(name: str, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fuzz(name, SLOW_CASES, maker(name), reader(name, quick, capsys), SEED + 1)
+def test_many_broken_runs(name: str, seconds: float, quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fuzz(f"run: {name}", None, maker(name), reader(name, quick, capsys), SEED + 1, seconds=seconds)

@@ -12,7 +12,7 @@ import pytest
 
 from spanbert.tokenizer.vocabulary_files import SPECIAL_TOKENS, AddedToken
 from spanbert.tokenizer.wordpiece import Tokenizer, whole_characters
-from tests.fuzz.cases import SEED, SLOW_CASES, fuzz
+from tests.fuzz.cases import SEED, fuzz
 from tests.fuzz.mutations import ODD_VALUES, dump, mutate_bytes, mutate_text, mutate_value
 
 FAST_CASES = 30
@@ -152,5 +152,5 @@ def test_broken_tokenizers_work_or_are_refused(name: str, good: dict[str, bytes]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_many_broken_tokenizers(name: str, good: dict[str, bytes], tmp_path: Path) -> None:
-    fuzz(name, SLOW_CASES, maker(name, good), reader(tmp_path), SEED + 1)
+def test_many_broken_tokenizers(name: str, seconds: float, good: dict[str, bytes], tmp_path: Path) -> None:
+    fuzz(name, None, maker(name, good), reader(tmp_path), SEED + 1, seconds=seconds)

@@ -201,27 +201,47 @@ def test_killed_at_a_bad_moment(config, whole, how):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(config):
-    """SIGKILL, again and again, wherever the run happens to be, workers or not."""
+def test_killed_at_twenty_random_moments(config, monkeypatch):
+    """SIGKILL, again and again, wherever the run happens to be, workers or not: while it starts, in a step, in a save.
+
+    The moments are a number of steps and a fraction of a second after them, so that a busy machine has them too.
+    """
     rng = random.Random(0)
-    options = config(steps=1500, save_every=37, eval_every=200)
+    options = config(steps=400, save_every=9, eval_every=60)
     undisturbed = dataclasses.replace(options, output=options.output.with_name("whole"))
-    began = time.perf_counter()
     assert run_in_a_child(undisturbed) == 0
-    seconds = time.perf_counter() - began
-    kills = 0
+
+    context = multiprocessing.get_context("fork")
+    steps = context.Value("i", 0)
+    honest = OptimizerStep.gradients
+
+    def gradients(self, *arguments):
+        steps.value += 1
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(OptimizerStep, "gradients", gradients)
+    kills = in_a_step = 0
     while not (options.output / "model").exists():
         resumes = (options.output / "config.json").exists()
         now = dataclasses.replace(options, resume=resumes, workers=rng.choice([0, 0, 1, 2]))
-        child = multiprocessing.get_context("fork").Process(target=_quietly, args=(now,))
+        steps.value, target = 0, rng.choice([0, *range(1, 25)])
+        child = context.Process(target=_quietly, args=(now,))
         child.start()
-        child.join(rng.uniform(0.01, 0.06) * seconds if kills < 20 else None)
+        if kills < 20:
+            until = time.monotonic() + 120
+            while steps.value < target and child.is_alive() and time.monotonic() < until:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05 if target else 1))
+        else:
+            child.join(120)
         if child.is_alive():
+            assert kills < 20, "the run does not end"
             child.kill()
             kills += 1
+            in_a_step += steps.value > 0
         child.join()
         assert child.exitcode in (0, -signal.SIGKILL)
-    assert kills == 20
+    assert kills == 20 and in_a_step >= 15
     assert_same(undisturbed.output, options.output)
 
 

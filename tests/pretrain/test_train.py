@@ -266,12 +266,15 @@ def test_schedule_by_steps_tokens_and_minutes_is_one_curve(config):
         assert other[1:] == pytest.approx(by_steps[1:], abs=1e-9) and 0 < other[0] < 0.21
 
 
-def test_minutes_bound_the_run(config):
+def test_minutes_bound_the_run(config, capsys):
+    """The bar counted what no one counts: 63.83s/min."""
     options = config(steps=None, minutes=0.02, warmup=0.1, log_every=1)
     run_pretrain(options)
     metrics = [r for r in read_metrics(options.output / "metrics.jsonl") if r["split"] == "train"]
     assert metrics, "1.2 seconds are enough for a step"
     assert metrics[-1]["lr"] < 1e-3
+    bar = capsys.readouterr().err
+    assert "of 0.02 min" in bar and "s/min" not in bar and "min/s" not in bar
 
 
 # --- what is not finite ---------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_lines_that_are_no_objects_are_passed_over(tmp_path):
         ({"initializer_range": -1}, "initializer_range is -1: expected 0 to 1"),
         ({"attention_probs_dropout_prob": 1.0}, "attention_probs_dropout_prob is 1.0: expected 0 to below 1"),
         ({"layer_norm_eps": float("inf")}, "layer_norm_eps is inf: expected a number"),
+        ({"layer_norm_eps": 10**400}, "expected a number"),
         ({"pad_token_id": -1}, "pad_token_id is -1: expected 0 to 28995"),
     ],
 )
@@ -131,5 +132,7 @@ def test_ranges_refuse_what_is_not_a_number_and_their_open_ends():
     for value in (math.nan, math.inf, -1, 0):
         with pytest.raises(UserError, match=r"a is .*: expected above 0"):
             check_range(SimpleNamespace(a=value), 0, math.inf, "a", above=True)
+    with pytest.raises(UserError, match=r"a is 10.*: expected above 0"):  # more than a float holds
+        check_range(SimpleNamespace(a=10**400), 0, math.inf, "a", above=True)
     with pytest.raises(UserError, match="a is 1: expected 0 to below 1"):
         check_range(SimpleNamespace(a=1), 0, 1, "a", below=True)

@@ -21,6 +21,7 @@ def test_devices(monkeypatch):
     with pytest.raises(UserError, match="--device cuda:1: this machine has no CUDA device"):
         choose_device("cuda:1")
     assert describe(torch.device("cpu")).startswith("CPU, ")
+    assert describe(torch.device("cpu"), threads=7).startswith("CPU, 7 threads")
 
 
 def test_precision_follows_the_matrix_units(monkeypatch):

@@ -40,6 +40,16 @@ def test_control_characters_are_shown_and_the_programs_own_colours_pass(capsys):
     assert printable("a\nb\x1b") == "a\\u000ab\\u001b"
 
 
+def test_a_message_begins_a_line_of_its_own_below_an_open_bar(capsys):
+    """``error:`` was glued to the progress bar."""
+    with safe_output():
+        print("\rtraining:  50%", end="", file=sys.stderr)
+        print("error: no more", file=sys.stderr)
+        print("\rtraining: 100%\n", end="", file=sys.stderr)
+        print("done", file=sys.stderr)
+    assert capsys.readouterr().err.startswith("\rtraining:  50%\nerror: no more\n\rtraining: 100%\n")
+
+
 def test_json_means_the_same_whatever_the_text(capsys):
     """An escape is written as JSON writes it, so what a program reads is the text itself."""
     values = {"text": LINE + "\x85\u2028 »ß𝄞\udc80"}

@@ -16,6 +16,7 @@ from finetune.records import MalformedRecord
 
 Problem = Literal["single", "multi", "regression"]
 SEPARATOR = ","  # between the labels of a field
+MOST = float(np.finfo(np.float32).max)  # of a label that is a number
 
 #: Our word → that of transformers' config.json.
 PROBLEM_TYPES: dict[str, str] = {
@@ -32,7 +33,7 @@ def labels_of(label: str, problem: Problem) -> tuple[str, ...]:
     """
     if problem == "regression":
         try:
-            if math.isfinite(float(label)):
+            if abs(float(label)) <= MOST:
                 return (label,)
         except ValueError:
             pass

@@ -17,7 +17,7 @@ from finetune.tasks.qa.records import QuestionFile, read_questions
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.config import check_range, read_json
 from spanbert.errors import UserError, note
-from spanbert.files import RECORDS_BYTES, check_writable, write_atomic
+from spanbert.files import RECORDS_BYTES, write_atomic
 from spanbert.weights import qa_model_path
 
 
@@ -131,7 +131,7 @@ def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:
     if config.file is not None:
         raise UserError("with --predictions no model runs: give only the labelled file.")
     if config.output is not None:
-        check_writable(config.output, "files inside")
+        evaluate.check_output(config.output)
     questions = read_questions(config.model, "evaluate", check_offsets=not config.ignore_offsets).first(config.limit)
     metrics = score_predictions(predictions, questions)
     print(describe(metrics))

@@ -93,14 +93,15 @@ def decode_question(
     """Merge the windows of one question. `logits`: for each window its start and end logits, (2, tokens) float."""
     windows = range(questions.bounds[question], questions.bounds[question + 1])
     skip = int(questions.questions.texts.lengths[question]) + 2
-    found: list[tuple[float, int, int]] = []
+    found = []
     null_score = math.inf
     for window, (start, end) in zip(windows, logits, strict=True):
         null_score = min(null_score, float(start[0]) + float(end[0]))
-        found += _spans_of_window(questions.windows, window, start[skip:], end[skip:], config)
-    found.sort(key=lambda item: (-item[0], item[1], item[2]))
-    spans = _distinct(questions, int(questions.questions.context_Q[question]), found, config.n_best)
-    text = questions.context_texts[int(questions.questions.context_Q[question])]
+        found.append(_spans_of_window(questions.windows, window, start[skip:], end[skip:], config))
+    sums, begins, lasts = (np.concatenate(arrays) for arrays in zip(*found, strict=True))  # of a long text, millions
+    context = int(questions.questions.context_Q[question])
+    spans = _distinct(questions, context, sums, begins, lasts, config.n_best)
+    text = questions.context_texts[context]
     scores = [score for score, _, _ in spans]
     shares = softmax([*scores, null_score] if null_allowed else scores)
     candidates = tuple(
@@ -112,8 +113,8 @@ def decode_question(
 
 def _spans_of_window(
     windows: Windows, window: int, start: np.ndarray, end: np.ndarray, config: DecodeConfig
-) -> list[tuple[float, int, int]]:
-    """(score, first, last) of the best spans that start in what the window owns, in context tokens.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, first and last tokens, in the context, of the best spans that start in what the window owns.
 
     start, end: logits from the window's first context token on.
     """
@@ -122,22 +123,23 @@ def _spans_of_window(
     low, high = int(owned_first[window]) - first, int(owned_last[window]) - first + 1
     begins, ends, scores = best_pairs(start[low:high], end[low:count], config.max_answer, config.n_best)
     shift = first + low
-    return list(zip(scores.tolist(), (begins + shift).tolist(), (ends + shift).tolist(), strict=True))
+    return scores, begins + shift, ends + shift
 
 
 def _distinct(
-    questions: TextQuestionSet, context: int, found: list[tuple[float, int, int]], n_best: int
+    questions: TextQuestionSet, context: int, scores: np.ndarray, begins: np.ndarray, lasts: np.ndarray, n_best: int
 ) -> list[tuple[float, int, int]]:
     """(score, from, to) in characters of the context; a text that occurs twice is listed once, where it scores best."""
     text, base = questions.context_texts[context], int(questions.contexts.bounds[context])
     spans, seen = [], set()
-    for score, begin, last in found:
+    for place in np.lexsort((lasts, begins, -scores)):
+        begin, last = int(begins[place]), int(lasts[place])
         from_, to = whole_clusters(
             text, int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
         )
         if text[from_:to] not in seen:
             seen.add(text[from_:to])
-            spans.append((score, from_, to))
+            spans.append((float(scores[place]), from_, to))
         if len(spans) == n_best:
             break
     return spans

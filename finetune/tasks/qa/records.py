@@ -320,7 +320,7 @@ def _mrqa_question(question_id: str, entry: dict[str, Any], context: str, check_
             if not (isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)):
                 raise MalformedRecord('field "char_spans" of the wrong type', "expected pairs [first, last]")
             first, last = pair  # MRQA counts the last character in
-            found = context[first : last + 1] if 0 <= first <= last else ""
+            found = context[first : last + 1] if 0 <= first <= last < len(context) else ""
             # MRQA found its spans by normalised search: case, articles and accents may differ from the text.
             if found and _loose(found) == _loose(label):
                 spans.append((first, last + 1))

@@ -206,6 +206,49 @@ def test_calibrating_writes_what_asking_then_uses(
     assert "(sure 0." in out and "of held-out questions this sure, " in out and "read 1 of 6 passages" in out
 
 
+def test_a_calibration_comes_before_its_pictures(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that could not be drawn threw away what all questions had taught."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("finetune.retrieval.calibrate.draw_reliability", fail)
+    file = squad(tmp_path / "dev.json", articles=6, questions=10)
+    run_calibrate(CalibrateConfig(model_folder, file, questions=50, passages=2, plot=tmp_path / "plots", device="cpu"))
+    said = capsys.readouterr()
+    assert load_calibration(model_folder, "text") is not None
+    assert said.err.count("No space left on device; the calibration is not affected") == 2
+    assert "wrote" in said.out and "calibration_text.png" not in said.out
+
+
+@pytest.mark.parametrize("place", ["model", "plot"])
+def test_a_calibration_that_cannot_be_written_is_refused_first(
+    place: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found out after all questions had been asked."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("it asks")
+
+    monkeypatch.setattr("finetune.retrieval.calibrate.ask_all", never)
+    file = squad(tmp_path / "dev.json", articles=6, questions=10)
+    (tmp_path / "plots").touch()
+    if place == "model":
+        honest = Path.open
+
+        def refuse(path: Path, mode: str = "r", *rest: object) -> object:
+            if "w" in mode and path.parent == model_folder:
+                raise PermissionError(13, "Permission denied", str(path))
+            return honest(path, mode, *rest)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(Path, "open", refuse)
+    plot = tmp_path / "plots" if place == "plot" else None
+    with pytest.raises(UserError, match="--plot" if plot else "MODEL .*cannot be written"):
+        run_calibrate(CalibrateConfig(model_folder, file, questions=50, passages=2, plot=plot, device="cpu"))
+
+
 def test_a_confidence_that_was_learnt_is_that_of_new_data() -> None:
     """Drawn so that the chance to be right is known: the mean confidence agrees with it, and the order is right."""
     rng = np.random.default_rng(0)

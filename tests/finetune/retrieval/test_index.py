@@ -1,6 +1,7 @@
 """Finding passages: BM25 against a library's, and an index on disk that is brought up to date."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -213,6 +214,40 @@ def test_a_failure_leaves_the_old_index_whole(folder: Path, tmp_path: Path, monk
         update_index([folder], index)
     assert found(Index.open(index)) == before
     assert len(list(index.glob("data-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl", "texts.bin", "lines.npy", "bounds.npy", "passages.npy"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_index_is_refused_and_made_anew(name: str, damage: str, folder: Path, tmp_path: Path) -> None:
+    """Asking ended in a traceback or in another text's answer; and the next `spanbert index` took the damage over."""
+    update_index([folder], tmp_path / "index")
+    expected = found(Index.open(tmp_path / "index"))
+    (file,) = (tmp_path / "index").glob(f"data-*/{name}")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content if damage == "changed" else content[:-1])
+    with pytest.raises(UserError, match=f"the index is damaged .*{name}"):
+        Index.open(tmp_path / "index")
+    changes = update_index([folder], tmp_path / "index")
+    assert changes.new and not changes.unchanged
+    assert found(Index.open(tmp_path / "index")) == expected
+
+
+def test_an_index_in_memory_is_no_multiple_of_its_text() -> None:
+    """All terms of all passages were held at once: 14 bytes for each character of the text."""
+    text = " ".join(invented(seed, 40) for seed in range(200))
+    Index.of([Document("a", "a", text[:1000])])
+    tracemalloc.start()
+    index = Index.of([Document("a", "a", text)])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert index.passages > 400
+    assert most < 4 * len(text)
+
+
+def test_a_text_without_words_has_no_passages() -> None:
+    index = Index.of([Document("a", "a", "… !")])
+    assert index.passages == 0 and index.search("word", 3) == []
 
 
 def test_what_a_killed_run_left_is_cleared_away(folder: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_labels_of_a_field() -> None:
         ("t.tsv", "a\tb\tlabel\nx\ty\tyes,maybe\n", "multi", "line 2: unknown label: 'maybe'; the model knows no, yes"),
         ("t.tsv", "a\tb\tlabel\nx\ty\thigh\n", "regression", "line 2: label is no number: 'high'"),
         ("t.tsv", "a\tb\tlabel\nx\ty\tnan\n", "regression", "line 2: label is no number: 'nan'"),
+        ("t.tsv", "a\tb\tlabel\nx\ty\t1e39\n", "regression", "line 2: label is no number: '1e39'"),
     ],
 )
 def test_mistakes_in_files_are_one_sentence(

@@ -141,6 +141,13 @@ def test_the_first_record_says_which_fields_there_are(tmp_path, monkeypatch):
     assert len(seen) == 2, "only the first record was looked at"
 
 
+def test_names_of_fields_stay_on_one_line(tmp_path):
+    """A text cut in the middle is a record whose field's name has lines: the error had them, too."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"one\ntwo": "x"}) + "\n")
+    with pytest.raises(UserError, match=r"it has one\\u000atwo"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_dotted_path_leads_into_objects(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"meta": {"raw": "r"}, "a.b": "dot"}) + "\n")
     assert read(tmp_path / "a.jsonl", text_field="meta.raw") == ["r"]

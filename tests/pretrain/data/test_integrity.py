@@ -13,6 +13,8 @@ from pretrain.data.blocks import Blocks, read_settings
 from pretrain.data.integrity import check_hashes
 from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.shards import done_file, shard_file
+from pretrain.init_from_counts import InitConfig, run_init
+from pretrain.inspect.show_masks import MasksConfig, run_masks
 from pretrain.train import run_pretrain
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
@@ -92,6 +94,40 @@ def test_other_bytes_are_found_before_training(change, corpus, tmp_path):
     check_hashes(corpus, read_settings(corpus), at_most=1000)  # too large to be read for nothing
     with pytest.raises(UserError, match="holds other bytes than were written"):
         run_pretrain(PretrainConfig(data=corpus, output=tmp_path / "run", size="mini", steps=1, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"junk", b"", np.zeros(3, np.int64), np.array(["a"]), np.full(500, 1 << 62), -np.ones(500, np.int64)]
+)
+def test_damaged_frequencies_are_refused(content, corpus, tmp_path):
+    """`spanbert masks` and `init` look at no hashes: what is no array was a traceback, and a wrong one was used."""
+    if isinstance(content, bytes):
+        (corpus / "unigram.npy").write_bytes(content)
+    else:
+        size = Tokenizer.load(corpus / "tokenizer").vocab_size
+        np.save(corpus / "unigram.npy", np.resize(content, size) if len(content) == 500 else content)
+    with pytest.raises(UserError, match=r"unigram.npy is damaged"):
+        run_init(InitConfig(corpus, tmp_path / "model", size="mini"))
+    with pytest.raises(UserError, match=r"unigram.npy is damaged"):
+        run_masks(MasksConfig(("ai bj",), corpus))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": 3},
+        {"files": {"a": None}},
+        {"block_length": "32"},
+        {"tokenizer_fingerprint": None},
+        {"report": {"held_out": 1}},
+    ],
+)
+def test_damaged_settings_are_refused(changes, corpus):
+    """prepare.json is a file like others: its values were believed to be of the right kind."""
+    settings = json.loads((corpus / "prepare.json").read_text())
+    (corpus / "prepare.json").write_text(json.dumps(settings | changes))
+    with pytest.raises(UserError, match=r"prepare.json is damaged"):
+        Blocks.open(corpus, "train")
 
 
 def test_a_file_of_another_corpus_is_found(corpus, prepared, tmp_path):

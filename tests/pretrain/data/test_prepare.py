@@ -203,6 +203,18 @@ def test_done_and_changed_settings(configure, corpus_file, capsys, monkeypatch):
     assert json.loads((config.output / "prepare.json").read_text())["report"]["documents"] == 1
 
 
+def test_what_an_ended_preparation_left_is_cleared(configure):
+    """Killed between its last rename and its tidying, it left a second corpus for good: the next start had nothing to do."""
+    config = configure()
+    run_prepare(config)
+    work = config.output.with_name(f".{config.output.name}.preparing")
+    work.mkdir()
+    (work / "shard-00000.json").write_text("{}")
+    work.with_name(f"{work.name}.lock").touch()
+    run_prepare(config)
+    assert [path.name for path in config.output.parent.glob(".*")] == []
+
+
 def test_interrupted_with_other_settings_is_refused(configure, monkeypatch):
     def interrupt(self, shard):
         raise KeyboardInterrupt

@@ -307,6 +307,15 @@ def test_what_cannot_be_filled_is_one_clear_sentence(text, head, words):
         fill(small_model(), TOKENIZER, parse_template(text, TOKENIZER), head, 3)
 
 
+def test_a_probability_of_zero_fills_nothing():
+    """One bias of 3e38 left every token that may fill a span a log-probability of -3e38, and they were shown."""
+    model = small_model()
+    with torch.no_grad():
+        model.mlm.bias[TOKENIZER.pad_id] = 3e38
+    with pytest.raises(UserError, match="too large to compute with"):
+        fill(model, TOKENIZER, parse_template("the [SPAN:2] of", TOKENIZER), "mlm", 3)
+
+
 def test_a_model_whose_numbers_overflow_is_refused():
     """Weights that are finite, but too large: no token had a probability, and the best of none was asked for. Found by
     the fuzzer."""

@@ -76,7 +76,7 @@ def test_a_score_that_is_no_number_counts_as_none(tmp_path):
     """One that is text would be compared with numbers, or with nothing."""
     store = CheckpointStore(tmp_path, keep_last=3)
     first, second = (store.save(step, fill, 1.0) for step in (1, 2))
-    for score in ("good", True, [1], None):
+    for score in ("good", True, [1], None, 10**400):
         manifest = json.loads((second / "manifest.json").read_text())
         (second / "manifest.json").write_text(json.dumps({**manifest, "score": score}))
         assert store.best() == first

@@ -48,10 +48,19 @@ def test_plots_over_one_another(runs, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="curves are drawn where matplotlib is")
     assert main(["plot", str(runs / "a"), str(runs / "deep" / "b"), "--output", str(tmp_path / "c.png")]) == 0
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", str(runs / "a"), "--output", str(tmp_path / "c.png")]) == 0, "a plot replaces a plot"
     assert main(["plot", str(runs)]) == 2
     assert "is not a run: it has no metrics.jsonl" in capsys.readouterr().err
     assert main(["plot", str(runs / "a"), "--metrics", "f1"]) == 2
     assert "no run has it; there are mlm_loss" in capsys.readouterr().err
+
+
+def test_a_plot_replaces_nothing_but_a_plot(runs, tmp_path, capsys):
+    """A name given by mistake cost a file."""
+    (tmp_path / "c.png").write_bytes(b"a photograph")
+    assert main(["plot", str(runs / "a"), "--output", str(tmp_path / "c.png")]) == 2
+    assert "c.png exists and is no such plot" in capsys.readouterr().err
+    assert (tmp_path / "c.png").read_bytes() == b"a photograph"
 
 
 def test_links_that_go_round_and_damaged_lines_are_passed_over(runs, capsys, monkeypatch):

@@ -149,6 +149,20 @@ def test_offsets_may_be_ignored_for_scoring_by_text(tmp_path: Path) -> None:
     assert not paragraph.questions[0].impossible
 
 
+@pytest.mark.parametrize("last", [15, 16, 10**40])
+def test_mrqa_span_beyond_its_context_is_malformed(last: int, tmp_path: Path) -> None:
+    """Where the rest of the text was the answer, its end was believed however far it lay."""
+    detected = [{"text": "blue.", "char_spans": [[11, last]]}]
+    entry = {"qid": "q", "question": "?", "answers": ["blue."], "detected_answers": detected}
+    (tmp_path / "mrqa.jsonl").write_text(json.dumps({"context": "The sky is blue.", "qas": [entry]}) + "\n")
+    if last == 15:
+        (paragraph,), _ = read(tmp_path / "mrqa.jsonl")
+        assert paragraph.questions[0].spans == ((11, 16),)
+    else:
+        with pytest.raises(UserError, match="answer not at its offset"):
+            read(tmp_path / "mrqa.jsonl")
+
+
 def test_mrqa_span_that_is_another_text_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "mrqa.jsonl"
     answer = {"text": "blue", "char_spans": [[4, 6]]}  # "sky"
