@@ -45,7 +45,7 @@ print(
 # ## 1. Reliability
 #
 # Each of 128 questions is asked about its own paragraph. The number is the one from [the last
-# notebook](08_from_tokens_to_answers.md): the softmax of the candidates' scores. Right means exact match with one of
+# notebook](08_from_tokens_to_answers.py): the softmax of the candidates' scores. Right means exact match with one of
 # the gold answers.
 
 # %%

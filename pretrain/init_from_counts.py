@@ -25,7 +25,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from pretrain.data.blocks import Blocks, read_unigram_counts
+from pretrain.data.blocks import Blocks
+from pretrain.data.unigram import read_unigram_counts
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import build_model, refuse_existing, save_model
 from spanbert.config import check_range, to_dict

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from pretrain.config import MAY_DIFFER_ON_RESUME, PretrainConfig
 from pretrain.data.batches import StepBatch, StepBatches, load_steps
-from pretrain.data.blocks import Blocks, read_settings, read_unigram_counts
+from pretrain.data.blocks import Blocks, read_settings
 from pretrain.data.integrity import QUICK_BYTES, check_hashes
 from pretrain.data.sampler import DataOrder
 from pretrain.data.streaming import StreamedSteps, stream_of
+from pretrain.data.unigram import read_unigram_counts
 from pretrain.masking.masker import Masker
 from pretrain.metrics import Validation
 from pretrain.schedule import Counters, Schedule

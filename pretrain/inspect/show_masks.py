@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from pretrain.data.blocks import read_unigram_counts
+from pretrain.data.unigram import read_unigram_counts
 from pretrain.inspect.mask_html import PAGE_BEGIN, page
 from pretrain.inspect.mask_text import render
 from pretrain.inspect.mask_view import Draw, describe
