@@ -65,7 +65,7 @@ print(f"right {right.mean():.1%}, mean probability {sure.mean():.1%}")
 
 # %% [markdown]
 # The reader is right more often than its probabilities add up to. Two reasons are easy to see. "Ferdinand de Lesseps"
-# had 28 % in the last notebook, because "the French diplomat Ferdinand de Lesseps" took a share of its own: spans that
+# had 45 % in the last notebook, because "the French diplomat Ferdinand de Lesseps" took a share of its own: spans that
 # mean the same compete. And "no answer" takes a share too, although all questions of this file have an answer, which
 # the model cannot know.
 #
@@ -153,12 +153,12 @@ assert auroc(sure, right) > 0.7
 assert risk[len(risk) // 2 - 1] < 0.75 * risk[-1]  # the surer half
 
 # %% [markdown]
-# The temperature hardly mends it: it makes all probabilities more extreme or less, and what we need is to lift them.
-# The logistic curve, with its second number, comes nearer to the diagonal where the reader is sure. At the other end
-# neither helps: of the least sure fifth more are right than of the next one, so no rising curve can fit both. (Those
-# are mostly answers that lost nearly all to "no answer".) The bars are long: 128 questions are few, and a calibration
+# The temperature does little: it makes all probabilities more extreme or less, and what we need is to lift them. The
+# logistic curve, with its second number, comes nearer to the diagonal everywhere, most of all where the reader is least
+# sure. (Those are often answers that lost nearly all to "no answer", and more than a third of them are right.)
+# The bars are long: 128 questions are few, and a calibration
 # error from so few is itself uncertain by several hundredths. The project's own ([`spanbert
-# calibrate`](../finetune/retrieval/confidence.py)) is a logistic regression too, on nine features and 300 held-out
+# calibrate`](../finetune/retrieval/confidence.py)) is a logistic regression too, on nine features and 1,000 held-out
 # questions.
 #
 # ## 2. Risk and coverage
