@@ -170,7 +170,7 @@ def _add_documents(app: FastAPI, service: Service) -> None:
     @app.get("/v1/index/documents/{number:path}", tags=["documents"])
     async def of_index(number: str) -> DocumentText:
         """A document of the server's index, with its text."""
-        return _whole(service.index_document(number))
+        return _whole(await run_in_threadpool(service.index_document, number))
 
 
 def _brief(document: Document) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", tags=["server"])
     async def card() -> ModelCard:
         """The model: what it is, how good it is, what its scores mean, and the limits of this server."""
-        sizes = None if index is None else {"documents": len(index.documents), "passages": index.passages}
+        sizes = None if index is None else {"documents": index.document_count, "passages": index.passages}
         more = {
             "parameters": model.parameters,
             "confidence": model.confidence,

@@ -12,7 +12,8 @@ from typing import Any
 from finetune.retrieval.answer_documents import READ_WHOLE, DocumentAnswerer, DocumentAnswers, Place
 from finetune.retrieval.confidence import Calibration
 from finetune.retrieval.documents import Document
-from finetune.retrieval.index import Index, Retriever
+from finetune.retrieval.index import Index, Retriever, SearchFailed
+from finetune.retrieval.opensearch import open_retriever
 from finetune.retrieval.passages import cut_passages
 from finetune.retrieval.sentences import sentence_around
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer, ranked_answers
@@ -120,6 +121,8 @@ class Reader:
         answer = self._over_passages if text is None else self._over_long_text if is_long(text) else self._over_texts
         try:
             return list(answer(works))
+        except SearchFailed as error:
+            return [Refused("search-failed", str(error), None) for _ in works]
         except UserError as error:
             if len(works) > 1:
                 return [result for work in works for result in self._together([work])]
@@ -217,8 +220,14 @@ def _of_documents(found: DocumentAnswers, calibration: Calibration | None) -> Fo
 
 
 def load_reader(
-    model: Path, index: Path | None = None, *, device: str = "auto", precision: str = "auto", backend: str = "auto"
+    model: Path,
+    index: Path | str | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
 ) -> Reader:
     """Raises UserError when there is no such model or index."""
+    retriever = None if index is None else open_retriever(index)
     answerer = QuestionAnswerer.load(model, device=device, precision=precision, backend=backend)
-    return Reader(answerer, None if index is None else Index.open(index))
+    return Reader(answerer, retriever)

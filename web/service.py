@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from starlette.requests import Request
 
 from finetune.retrieval.answer_documents import Place
 from finetune.retrieval.documents import Document
-from finetune.retrieval.index import Retriever
-from finetune.retrieval.store import StoredDocuments
+from finetune.retrieval.index import Retriever, SearchFailed
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from spanbert.files import sha256
 from web.config import Limits
@@ -166,22 +164,17 @@ class Service:
             outcome.cancel()
             gone.cancel()
 
-    @cached_property
-    def _index_numbers(self) -> dict[str, int]:
-        assert self.index is not None
-        documents = self.index.documents
-        if isinstance(documents, StoredDocuments):  # without reading their texts
-            return {record.id: number for number, record in enumerate(documents.records())}
-        return {document.id: number for number, document in enumerate(documents)}
-
     def index_document(self, number: str) -> Document:
         """Raises Problem when the server has no index, or that has no such document."""
         if self.index is None:
             raise Problem("no-index", "the server was started without --index")
-        place = self._index_numbers.get(number)
-        if place is None:
+        try:
+            document = self.index.document(number)
+        except SearchFailed as error:
+            raise Problem("search-failed", str(error)) from None
+        if document is None:
             raise Problem("unknown-document", f"the index has no document {number[:80]!r}")
-        return self.index.documents[place]
+        return document
 
 
 async def _gone(request: Request) -> None:

@@ -25,7 +25,7 @@ ARGUMENTS = {
     "tokenizer train": ["nothing", "--output", "out"], "prepare": ["nothing", "--tokenizer", "nothing", "--output", "out"],
     "init": ["nothing", "--output", "out"], "pretrain": ["nothing", "--output", "out"],
     "index": ["nothing", "--output", "out"], "calibrate": ["nothing", "nothing"],
-    "ask": ["nothing", "When?", "--context", "nothing"], "serve": ["nothing"], "explore": ["--model", "nothing", "--reader", "nothing"], "fill": ["nothing", "a [SPAN:2] b"],
+    "ask": ["nothing", "When?", "--context", "nothing"], "serve": ["nothing", "--index", "nothing"], "explore": ["--model", "nothing", "--reader", "nothing"], "fill": ["nothing", "a [SPAN:2] b"],
     "masks": ["a text", "--tokenizer", "nothing"], "runs": ["nothing"], "plot": ["nothing"], "import": ["nothing", "out"],
     "export": ["nothing", "out"],
 }  # fmt: skip
