@@ -287,10 +287,8 @@ class OpenSearch:
         for part in parts:
             pieces += [" " * (part.offset - end), part.text[max(0, end - part.offset) :]]
             end = max(end, part.offset + len(part.text))
-            for section in part.sections:
-                if not sections or list(sections.values())[-1] != section.label:
-                    sections[part.offset + section.start] = section.label
-        return Document(name, parts[0].title, "".join(pieces), tuple(Section(*one) for one in sorted(sections.items())))
+            sections |= {part.offset + one.start: one.label for one in part.sections}
+        return Document(name, parts[0].title, "".join(pieces), _without_repeats(sections))
 
     def _hits(self, path: str, body: dict[str, Any], first_rank: int = 1) -> list[Hit]:
         joiner = "&" if "?" in path else "?"
@@ -301,6 +299,15 @@ class OpenSearch:
             return [_hit(one, rank) for rank, one in enumerate(answer["hits"]["hits"], first_rank)]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self.client.malformed(f"in a passage, {type(error).__name__}: {str(error)[:100]}") from None
+
+
+def _without_repeats(sections: dict[int, str]) -> tuple[Section, ...]:
+    """Each passage names the section that it begins in: only where another begins is one begun."""
+    found: list[Section] = []
+    for start, label in sorted(sections.items()):
+        if not found or found[-1].label != label:
+            found.append(Section(start, label))
+    return tuple(found)
 
 
 def _properties(client: Client) -> list[dict[str, Any]]:
