@@ -109,7 +109,7 @@ def run_index(config: IndexConfig) -> None:
         print(f"… and {len(changes.skipped) - SHOWN_SKIPPED:,} more: {listing}", file=sys.stderr)
     else:
         listing.unlink(missing_ok=True)
-    _show_end(config.output, str(changes), begin)
+    _show_end(str(folder), str(changes), begin)
 
 
 def _show_end(index: str, done: str, begin: float) -> None:

@@ -148,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
         elif "term" in asked.get("query", {}):
             hits = [hit for hit in hits if hit["_source"]["document"] == asked["query"]["term"]["document"]["value"]]
         for order in reversed(asked.get("sort", [])):
-            hits.sort(key=lambda hit, field=next(iter(order)): hit["_source"][field])
+            (field,) = order
+            hits.sort(key=lambda hit, field=field: hit["_source"][field])
         start = asked.get("from", 0)
         total = {"value": len(hits), "relation": "eq"}
         answer = {"took": 1, "timed_out": False, "hits": {"total": total, "hits": hits[start : start + asked["size"]]}}
@@ -342,7 +343,7 @@ def test_an_unknown_certificate_is_not_accepted(
     context.load_cert_chain(certificate, key)
     url = server.fill("texts", [Document("a", "A", LIGHTHOUSE)]).replace("http:", "https:")
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    with pytest.raises(SearchFailed, match="cannot be reached .*certificate"):
+    with pytest.raises(SearchFailed, match=r"cannot be reached .*certificate"):
         OpenSearch.open(url)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert OpenSearch.open(url).passages
