@@ -38,6 +38,7 @@ ODD = (
     "None", "true", "False", "[]", "{}", "a/b", "é", "\u202e", "\udcff", "~", "-", "--", "a" * 300, "a" * 5000, "rank=8",
     "rank=0,alpha=nan", "rank=" + "9" * 20, "0-3", "3-0", "embeddings,0-" + "9" * 12, "\n", "a\nb", "%s", "{x}", "\x1b[31m",
     "mini", "large", "bf16", "fp32", "geometric", "span", "/dev/null", "/dev/null/x", "hf:", "hf:a:b:c:d", ".", "..",
+    "http://", "http://127.0.0.1:9/name", "https://127.0.0.1:9/a,b",
 )  # fmt: skip
 
 

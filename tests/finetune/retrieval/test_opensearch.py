@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -26,6 +30,7 @@ from spanbert.cli import main
 from spanbert.errors import UserError
 from spanbert.weights import bundled_path
 
+ROOT = Path(__file__).parents[3]
 USER = "Basic " + base64.b64encode(b"ann:s3cret").decode()
 LIGHTHOUSE = "The lighthouse was built in 1894. It stands on the northern cliff. " + "Gulls sleep there all day. " * 30
 MILL = (
@@ -331,7 +336,6 @@ def test_an_unknown_certificate_is_not_accepted(
     """A server whose certificate nobody signed is refused; with the certificate named by SSL_CERT_FILE it is taken."""
     import shutil
     import ssl
-    import subprocess
 
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
@@ -412,6 +416,38 @@ def test_an_upload_that_fails_leaves_nothing(server: StandIn, folder: Path, tmp_
     with pytest.raises(UserError, match=r"holds 1 passages after \d+ were written"):
         upload_index([folder], f"{server.address}/second")
     assert server.indexes.keys() == {"texts"}
+
+
+@pytest.mark.slow
+def test_the_server_and_its_model_processes_search_there(server: StandIn, folder: Path, tmp_path: Path) -> None:
+    """The credentials come from the environment, in the processes, too; a search that fails is not the client's mistake."""
+    httpx2 = pytest.importorskip("httpx2")
+    pytest.importorskip("fastapi")
+    upload_index([folder], f"{server.address}/texts")
+    server.wanted = USER
+    known = {"SPANBERT_OPENSEARCH_USER": "ann", "SPANBERT_OPENSEARCH_PASSWORD": "s3cret", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "spanbert", "serve", "--port", "0", "--workers", "2", "--index"]
+    process = subprocess.Popen(
+        [*command, f"{server.address}/texts"], env=os.environ | known, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        (address,) = re.findall(r"http://\S+", process.stdout.readline())
+        asked = {"questions": ["When was the lighthouse built?"], "index": True}
+        answers = [httpx2.post(f"{address}/v1/answers", json=asked, timeout=60).json() for _ in range(3)]
+        for one in answers:
+            best = one["results"][0]["answers"][0]
+            assert "1894" in best["text"] and best["places"][0]["document"] == "light.txt"
+        whole = httpx2.get(f"{address}/v1/index/documents/light.txt").json()
+        assert whole["text"].split() == LIGHTHOUSE.split()
+        server.answers["_search"] = lambda one: one.give(500, b"")
+        failed = httpx2.post(f"{address}/v1/answers", json=asked, timeout=60)
+        assert (failed.status_code, failed.json()["type"]) == (502, "/docs#search-failed")
+        process.terminate()
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_commands(server: StandIn, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
