@@ -152,9 +152,9 @@ def _add_documents(app: FastAPI, service: Service) -> None:
         return [DocumentOut(**_brief(document)) for document in store.all()]
 
     @app.delete("/v1/documents", tags=["documents"])
-    async def clear() -> Deleted:
+    def clear() -> Deleted:
         """Forget all uploaded documents."""
-        return Deleted(deleted=store.clear())
+        return Deleted(deleted=service.forget_all())
 
     @app.get("/v1/documents/{number}", tags=["documents"])
     async def one(number: str) -> DocumentText:
@@ -162,9 +162,9 @@ def _add_documents(app: FastAPI, service: Service) -> None:
         return _whole(store.get(number))
 
     @app.delete("/v1/documents/{number}", tags=["documents"])
-    async def remove(number: str) -> Deleted:
+    def remove(number: str) -> Deleted:
         """Forget an uploaded document."""
-        store.remove(number)
+        service.forget(number)
         return Deleted(deleted=1)
 
     @app.get("/v1/index/documents/{number:path}", tags=["documents"])

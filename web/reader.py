@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -81,6 +82,7 @@ class Reader:
         self.answerer = answerer
         self.index = index
         self._indexes: OrderedDict[tuple[str, ...], Retriever] = OrderedDict()
+        self._change = threading.Lock()  # documents are forgotten by another thread
         self._stop: Callable[[], bool] = lambda: False
         answerer.model.register_forward_pre_hook(self._before_model)
 
@@ -162,12 +164,21 @@ class Reader:
             assert self.index is not None, "a question about the index of a server that has none"
             return self.index
         key = tuple(document.id for document in documents)
-        if key not in self._indexes:
-            self._indexes[key] = Index.of(documents)
+        with self._change:
+            found = self._indexes.pop(key, None)
+        index = found or Index.of(documents)
+        with self._change:
+            self._indexes[key] = index
             if len(self._indexes) > INDEXES_KEPT:
                 self._indexes.popitem(last=False)
-        self._indexes.move_to_end(key)
-        return self._indexes[key]
+        return index
+
+    def forget(self, documents: Iterable[str]) -> None:
+        """Keep nothing of the uploaded documents of these ids."""
+        gone = set(documents)
+        with self._change:
+            for key in [key for key in self._indexes if gone.intersection(key)]:
+                del self._indexes[key]
 
     def _before_model(self, *_: object) -> None:
         if self._stop():

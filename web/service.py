@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.requests import Request
 
@@ -105,6 +105,13 @@ def fingerprint(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
+@runtime_checkable
+class Forgets(Protocol):
+    """A runner that keeps something of documents which it was asked about."""
+
+    def forget(self, documents: Iterable[str], /) -> None: ...
+
+
 class Service:
     """Model, queue, documents and counters of a server."""
 
@@ -114,9 +121,24 @@ class Service:
         self.model, self.index, self.limits = model, index, limits
         self.documents = DocumentStore(limits)
         self.metrics = Metrics()
+        self._keepers = [runner for runner in runners if isinstance(runner, Forgets)]
         self.queue: BatchQueue[Work, list[Found]] = BatchQueue(
             runners, waiting=limits.waiting, batch=limits.batch, cost=BATCH_COST
         )
+
+    def forget(self, number: str) -> None:
+        """Delete an uploaded document, and all that was made of it. Raises Problem when it is not there."""
+        self.documents.remove(number)
+        for keeper in self._keepers:
+            keeper.forget((number,))
+
+    def forget_all(self) -> int:
+        """→ how many there were."""
+        numbers = [document.id for document in self.documents.all()]
+        count = self.documents.clear()
+        for keeper in self._keepers:
+            keeper.forget(numbers)
+        return count
 
     async def answers(self, work: Work, request: Request) -> AnswersResponse:
         """Raises Problem when it is refused, and when its time is over."""

@@ -12,7 +12,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,22 +84,57 @@ def model_processes(reader: Reader, index: str | None, count: int) -> Iterator[l
             yield processes
 
 
+@dataclass(frozen=True)
+class Forget:
+    """Tells a process to keep nothing of these uploaded documents."""
+
+    documents: frozenset[str]
+
+
 class ModelProcess:
     """A runner for ``BatchQueue``: one process, which is started again when it dies."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._ended = False
+        self._forgotten: set[str] = set()  # what the process has not been told yet
+        self._asking = threading.Lock()  # held while the process has a batch: what it is sent then means stop
         self._change = threading.Lock()  # ended by the server's thread while one of the queue starts or asks it
         self._start()
 
     def __call__(self, batch: Sequence[Work], stop: Callable[[], bool]) -> list[list[Found] | Exception]:
         """As ``Reader``. A process that dies on a batch fails that batch alone."""
+        try:
+            with self._asking:
+                return self._ask(batch, stop)
+        finally:
+            self.forget(())  # what was to be forgotten meanwhile
+
+    def forget(self, documents: Iterable[str]) -> None:
+        """As ``Reader``: at once where the process does nothing, otherwise after what it does."""
+        with self._change:
+            self._forgotten.update(documents)
+        if self._forgotten and self._asking.acquire(blocking=False):
+            try:
+                self._pipe.send(self._to_forget())
+            except OSError:  # a process that has died holds nothing
+                pass
+            finally:
+                self._asking.release()
+
+    def _to_forget(self) -> Forget:
+        with self._change:
+            message = Forget(frozenset(self._forgotten))
+            self._forgotten.clear()
+        return message
+
+    def _ask(self, batch: Sequence[Work], stop: Callable[[], bool]) -> list[list[Found] | Exception]:
         if not self._process.is_alive():
             self._start()
         pipe = self._pipe
         asked_to_stop = False
         try:
+            pipe.send(self._to_forget())
             pipe.send(list(batch))
             while not pipe.poll(POLL):
                 if not asked_to_stop and stop():
@@ -153,7 +188,9 @@ def _read(recipe: Recipe, pipe: Connection) -> None:
             batch = pipe.recv()
         except (EOFError, OSError):
             return
-        if batch is None:
+        if isinstance(batch, Forget):
+            reader.forget(batch.documents)
+        if not isinstance(batch, list):
             continue
         answer: object
         try:

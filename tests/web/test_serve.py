@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from web import workers
 from web.config import Limits, ServeConfig
 from web.queue import Stopped
 from web.reader import Refused, Work
-from web.workers import ModelProcess, model_processes
+from web.workers import Forget, ModelProcess, model_processes
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"questions": ["When was the canal opened?"], "text": CANAL}
@@ -253,3 +255,50 @@ def test_processes_that_were_started_end_when_another_cannot_be(reader, monkeypa
     with pytest.raises(OSError, match="too many"), model_processes(reader, None, 2):
         pass
     assert not Path(f"/proc/{made[0].pid}").exists()
+
+
+@pytest.mark.slow
+def test_forgetting_does_not_stop_what_is_running(processes):
+    """To a process that has a batch, whatever it is sent means stop: what is to be forgotten waits for the end of it."""
+    process = processes[0]
+    work = Work(tuple(LONG["questions"]), text=LONG["text"], passages=20)
+    assert process([Work(("Who?",), text=CANAL)], lambda: False)
+    thread, results = in_background(process, [work], lambda: False)
+    time.sleep(0.3)
+    assert thread.is_alive()
+    process.forget(["some"])
+    assert process._forgotten == {"some"}
+    thread.join()
+    assert len(results[0][0]) == 32 and not process._forgotten
+    process.forget(["others"])
+    assert not process._forgotten
+    assert process([Work(("When was the canal opened?",), text=CANAL)], lambda: False)[0][0].answers[0].text
+
+
+def test_a_model_process_forgets_between_batches(monkeypatch):
+    seen = []
+
+    class Recorder:
+        def __call__(self, batch, stop):
+            seen.append((batch, stop()))
+            return ["answer"]
+
+        def forget(self, documents):
+            seen.append(set(documents))
+
+    class Made:
+        def reader(self):
+            return Recorder()
+
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+    life = threading.Thread(target=workers._read, args=(Made(), theirs))
+    life.start()
+    for message in (Forget(frozenset("ab")), ["batch"]):
+        ours.send(message)
+    assert ours.poll(5) and ours.recv() == ["answer"]
+    for message in (None, Forget(frozenset("c"))):
+        ours.send(message)
+    ours.close()
+    life.join(5)
+    assert seen == [{"a", "b"}, (["batch"], False), {"c"}]

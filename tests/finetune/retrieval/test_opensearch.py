@@ -366,6 +366,19 @@ def test_addresses_that_name_no_index(url: str) -> None:
         Address.parse(url)
 
 
+def test_a_password_that_goes_unencrypted_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    for url in (
+        "https://ann:s3cret@safe.example/texts",
+        "http://ann:s3cret@localhost/texts",
+        "http://open.example/texts",
+    ):
+        Address.parse(url)
+    assert not capsys.readouterr().err
+    Address.parse("http://ann:s3cret@open.example/texts")
+    shown = capsys.readouterr().err
+    assert "open.example unencrypted" in shown and "s3cret" not in shown
+
+
 def test_an_address_may_have_a_path_before_the_index() -> None:
     assert str(Address.parse("https://[::1]:9200/search/texts/")) == "https://[::1]:9200/search/texts"
 
