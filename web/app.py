@@ -152,9 +152,9 @@ def _add_documents(app: FastAPI, service: Service) -> None:
         return [DocumentOut(**_brief(document)) for document in store.all()]
 
     @app.delete("/v1/documents", tags=["documents"])
-    async def clear() -> Deleted:
+    def clear() -> Deleted:
         """Forget all uploaded documents."""
-        return Deleted(deleted=store.clear())
+        return Deleted(deleted=service.forget_all())
 
     @app.get("/v1/documents/{number}", tags=["documents"])
     async def one(number: str) -> DocumentText:
@@ -162,15 +162,15 @@ def _add_documents(app: FastAPI, service: Service) -> None:
         return _whole(store.get(number))
 
     @app.delete("/v1/documents/{number}", tags=["documents"])
-    async def remove(number: str) -> Deleted:
+    def remove(number: str) -> Deleted:
         """Forget an uploaded document."""
-        store.remove(number)
+        service.forget(number)
         return Deleted(deleted=1)
 
     @app.get("/v1/index/documents/{number:path}", tags=["documents"])
     async def of_index(number: str) -> DocumentText:
         """A document of the server's index, with its text."""
-        return _whole(service.index_document(number))
+        return _whole(await run_in_threadpool(service.index_document, number))
 
 
 def _brief(document: Document) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", tags=["server"])
     async def card() -> ModelCard:
         """The model: what it is, how good it is, what its scores mean, and the limits of this server."""
-        sizes = None if index is None else {"documents": len(index.documents), "passages": index.passages}
+        sizes = None if index is None else {"documents": index.document_count, "passages": index.passages}
         more = {
             "parameters": model.parameters,
             "confidence": model.confidence,

@@ -59,8 +59,8 @@ class ServeConfig:
 
     model: Positional[Path | None] = None
     """Model or run folder; left out, the bundled model answers."""
-    index: Path | None = None
-    """Folder of an index of documents that questions may be asked about."""
+    index: str | None = None
+    """Index of documents that questions may be asked about: a folder, or http(s)://HOST:9200/NAME for OpenSearch."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own (127.0.0.1, ::1, localhost) needs a token."""
     port: int = 8000

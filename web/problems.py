@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "empty": (422, "A text is empty"),
     "question-too-long": (422, "A question is too long"),
     "unreadable-document": (422, "The document cannot be read"),
+    "search-failed": (502, "The index's server did not answer as it should"),
     "internal": (500, "The server made a mistake"),
     "busy": (503, "The server is busy"),
     "deadline": (504, "The answer took too long"),

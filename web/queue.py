@@ -67,7 +67,7 @@ class BatchQueue(Generic[W, R]):
     def __init__(self, runners: Sequence[Runner[W, R]], *, waiting: int, batch: int, cost: int) -> None:
         self.limit, self.batch, self.cost = waiting, batch, cost
         self._jobs: deque[Job[W, R]] = deque()
-        self._running = 0
+        self._taken: set[Job[W, R]] = set()
         self._open = True
         self._change = threading.Condition()
         self._seconds = 0.5  # of a model call, lately
@@ -84,6 +84,8 @@ class BatchQueue(Generic[W, R]):
     def submit(self, work: W, cost: int = 1) -> Job[W, R]:
         """Raises Busy when as many wait as may, or the queue is closed."""
         with self._change:
+            if len(self._jobs) >= self.limit:  # those that were given up take nobody's place
+                self._jobs = deque(job for job in self._jobs if not job.future.cancelled())
             if not self._open or len(self._jobs) >= self.limit:
                 raise Busy(self._wait())
             job: Job[W, R] = Job(work, cost)
@@ -102,12 +104,20 @@ class BatchQueue(Generic[W, R]):
             return self._wait()
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more, finish what waits and runs, and end the threads."""
+        """Take no more, finish what waits and runs, and end the threads.
+
+        timeout: seconds for all of that; what waits then is dropped, and what runs is asked to stop.
+        """
         with self._change:
             self._open = False
             self._change.notify_all()
+        until = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        with self._change:
+            for job in (*self._jobs, *self._taken):
+                job.abandon()
+            self._jobs.clear()
 
     def _wait(self) -> int:
         calls = (math.ceil(len(self._jobs) / self.batch) + 1) / max(1, len(self._threads))
@@ -125,6 +135,7 @@ class BatchQueue(Generic[W, R]):
                         jobs.append(job)
                         cost += job.cost
                 if jobs or not self._open:
+                    self._taken.update(jobs)
                     return jobs
                 self._change.wait()
 
@@ -142,6 +153,7 @@ class BatchQueue(Generic[W, R]):
                 pairs = [(job, error) for job in jobs]
             seconds = time.monotonic() - began
             with self._change:
+                self._taken.difference_update(jobs)
                 self.calls += 1
                 self.jobs_run += len(jobs)
                 self.busy_seconds += seconds

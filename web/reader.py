@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from finetune.retrieval.answer_documents import READ_WHOLE, DocumentAnswerer, DocumentAnswers, Place
 from finetune.retrieval.confidence import Calibration
 from finetune.retrieval.documents import Document
-from finetune.retrieval.index import Index, Retriever
+from finetune.retrieval.index import Index, Retriever, SearchFailed
+from finetune.retrieval.opensearch import open_retriever
 from finetune.retrieval.passages import cut_passages
 from finetune.retrieval.sentences import sentence_around
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer, ranked_answers
@@ -80,6 +82,7 @@ class Reader:
         self.answerer = answerer
         self.index = index
         self._indexes: OrderedDict[tuple[str, ...], Retriever] = OrderedDict()
+        self._change = threading.Lock()  # documents are forgotten by another thread
         self._stop: Callable[[], bool] = lambda: False
         answerer.model.register_forward_pre_hook(self._before_model)
 
@@ -120,6 +123,8 @@ class Reader:
         answer = self._over_passages if text is None else self._over_long_text if is_long(text) else self._over_texts
         try:
             return list(answer(works))
+        except SearchFailed as error:
+            return [Refused("search-failed", str(error), None) for _ in works]
         except UserError as error:
             if len(works) > 1:
                 return [result for work in works for result in self._together([work])]
@@ -159,12 +164,21 @@ class Reader:
             assert self.index is not None, "a question about the index of a server that has none"
             return self.index
         key = tuple(document.id for document in documents)
-        if key not in self._indexes:
-            self._indexes[key] = Index.of(documents)
+        with self._change:
+            found = self._indexes.pop(key, None)
+        index = found or Index.of(documents)
+        with self._change:
+            self._indexes[key] = index
             if len(self._indexes) > INDEXES_KEPT:
                 self._indexes.popitem(last=False)
-        self._indexes.move_to_end(key)
-        return self._indexes[key]
+        return index
+
+    def forget(self, documents: Iterable[str]) -> None:
+        """Keep nothing of the uploaded documents of these ids."""
+        gone = set(documents)
+        with self._change:
+            for key in [key for key in self._indexes if gone.intersection(key)]:
+                del self._indexes[key]
 
     def _before_model(self, *_: object) -> None:
         if self._stop():
@@ -217,8 +231,14 @@ def _of_documents(found: DocumentAnswers, calibration: Calibration | None) -> Fo
 
 
 def load_reader(
-    model: Path, index: Path | None = None, *, device: str = "auto", precision: str = "auto", backend: str = "auto"
+    model: Path,
+    index: Path | str | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
 ) -> Reader:
     """Raises UserError when there is no such model or index."""
+    retriever = None if index is None else open_retriever(index)
     answerer = QuestionAnswerer.load(model, device=device, precision=precision, backend=backend)
-    return Reader(answerer, None if index is None else Index.open(index))
+    return Reader(answerer, retriever)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import socket
 from collections.abc import Sequence
+from types import FrameType
 
 from spanbert.checkpoint.store import find_model
 from spanbert.errors import UserError
+from spanbert.training.signals import Stopped as StoppedBySignal
 from spanbert.weights import qa_model_path
 from web.config import Limits, ServeConfig
 from web.queue import Runner
@@ -32,6 +35,20 @@ def run_serve(config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM, then finish what runs. Raises UserError for what cannot be served."""
     config.check()
     token = config.token()
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        _serve(config, token)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """While it starts, and again after uvicorn's own handler: what was made, processes and files, is taken away first."""
+    signal.signal(number, signal.SIG_IGN)
+    raise StoppedBySignal(number)
+
+
+def _serve(config: ServeConfig, token: str | None) -> None:
     listening = listen(config.host, config.port)
     with contextlib.closing(listening):
         folder = find_model(config.model or qa_model_path())

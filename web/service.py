@@ -6,18 +6,16 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.requests import Request
 
 from finetune.retrieval.answer_documents import Place
 from finetune.retrieval.documents import Document
-from finetune.retrieval.index import Retriever
-from finetune.retrieval.store import StoredDocuments
+from finetune.retrieval.index import Retriever, SearchFailed
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from spanbert.files import sha256
 from web.config import Limits
@@ -107,6 +105,13 @@ def fingerprint(folder: Path) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
+@runtime_checkable
+class Forgets(Protocol):
+    """A runner that keeps something of documents which it was asked about."""
+
+    def forget(self, documents: Iterable[str], /) -> None: ...
+
+
 class Service:
     """Model, queue, documents and counters of a server."""
 
@@ -116,9 +121,24 @@ class Service:
         self.model, self.index, self.limits = model, index, limits
         self.documents = DocumentStore(limits)
         self.metrics = Metrics()
+        self._keepers = [runner for runner in runners if isinstance(runner, Forgets)]
         self.queue: BatchQueue[Work, list[Found]] = BatchQueue(
             runners, waiting=limits.waiting, batch=limits.batch, cost=BATCH_COST
         )
+
+    def forget(self, number: str) -> None:
+        """Delete an uploaded document, and all that was made of it. Raises Problem when it is not there."""
+        self.documents.remove(number)
+        for keeper in self._keepers:
+            keeper.forget((number,))
+
+    def forget_all(self) -> int:
+        """→ how many there were."""
+        numbers = [document.id for document in self.documents.all()]
+        count = self.documents.clear()
+        for keeper in self._keepers:
+            keeper.forget(numbers)
+        return count
 
     async def answers(self, work: Work, request: Request) -> AnswersResponse:
         """Raises Problem when it is refused, and when its time is over."""
@@ -166,22 +186,17 @@ class Service:
             outcome.cancel()
             gone.cancel()
 
-    @cached_property
-    def _index_numbers(self) -> dict[str, int]:
-        assert self.index is not None
-        documents = self.index.documents
-        if isinstance(documents, StoredDocuments):  # without reading their texts
-            return {record.id: number for number, record in enumerate(documents.records())}
-        return {document.id: number for number, document in enumerate(documents)}
-
     def index_document(self, number: str) -> Document:
         """Raises Problem when the server has no index, or that has no such document."""
         if self.index is None:
             raise Problem("no-index", "the server was started without --index")
-        place = self._index_numbers.get(number)
-        if place is None:
+        try:
+            document = self.index.document(number)
+        except SearchFailed as error:
+            raise Problem("search-failed", str(error)) from None
+        if document is None:
             raise Problem("unknown-document", f"the index has no document {number[:80]!r}")
-        return self.index.documents[place]
+        return document
 
 
 async def _gone(request: Request) -> None:

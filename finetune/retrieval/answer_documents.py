@@ -116,7 +116,7 @@ class DocumentAnswerer:
         self.answerer = answerer
         self.retriever = retriever
         ways: tuple[Search, Search] = ("text", "documents")
-        own, other = ways if len(retriever.documents) == 1 else ways[::-1]
+        own, other = ways if retriever.document_count == 1 else ways[::-1]
         self.calibration = calibration or load_calibration(answerer.folder, own)
         known = self.calibration or load_calibration(answerer.folder, other)
         self.combination = known.combination if known else DEFAULT_COMBINATION
@@ -148,7 +148,7 @@ class DocumentAnswerer:
         for number, hits in enumerate(hits_Q):
             for hit in hits:
                 texts.setdefault((hit.document, hit.start, hit.end), []).append(number)
-        documents = {document: self.retriever.documents[document] for document, _, _ in texts}
+        documents = {hit.document: self.retriever.document_of(hit) for hits in hits_Q for hit in hits}
         decoded = self.answerer.read(
             [documents[document].text[start:end] for document, start, end in texts],
             [[questions[number] for number in numbers] for numbers in texts.values()],
@@ -204,8 +204,8 @@ def candidates_of(document: Document, hit: Hit, decoded: Decoded) -> list[Candid
             document=document.id,
             title=document.title,
             section=document.section_at(start),
-            start=start,
-            end=end,
+            start=document.offset + start,
+            end=document.offset + end,
             before=document.text[min(low, hit.start) : start],
             match=document.text[start:end],
             after=document.text[end : max(high, hit.end)],
@@ -213,7 +213,7 @@ def candidates_of(document: Document, hit: Hit, decoded: Decoded) -> list[Candid
             passage_rank=hit.rank,
             retrieval_score=hit.score,
             reader_score=span.score,
-            sentence_start=low,
+            sentence_start=document.offset + low,
         )
         features = Features(span.score, span.score - decoded.null_score, hit.score)
         found.append(Candidate(span.text, place, features, decoded.null_odds))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +23,8 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from finetune.retrieval.documents import Document, Skipped, Source, Sources
-from finetune.retrieval.merge_postings import Part, merge_postings, open_postings, save_postings
+from finetune.retrieval.merge_postings import FILES, Part, merge_postings, open_postings, save_postings
+from finetune.retrieval.opensearch import is_url
 from finetune.retrieval.passages import document_passages
 from finetune.retrieval.postings import PostingsBuilder
 from finetune.retrieval.store import (
@@ -35,6 +38,7 @@ from finetune.retrieval.store import (
     save_table,
 )
 from finetune.retrieval.table import PassageTable
+from finetune.retrieval.upload_opensearch import upload_index
 from spanbert.errors import UserError
 from spanbert.files import report_full_disk, sync_file, sync_folder, write_atomic
 from spanbert.integrity import describe_files
@@ -42,6 +46,11 @@ from spanbert.locks import try_lock
 
 SEGMENT_POSTINGS = 4 * 2**20  # 8 bytes each while they are collected
 SHOWN_SKIPPED = 20
+SKIPPED = "skipped.txt"
+GENERATION = re.compile("data-[0-9a-f]+")
+GENERATION_FILES = {"texts.bin", "documents.jsonl", "sources.jsonl", "lines.npy"} | {
+    f"{name}.npy" for name in (*FILES, *(one.name for one in fields(PassageTable)))
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,8 @@ class IndexConfig:
 
     paths: Positional[tuple[Path, ...]]
     """Files and folders. The index then holds what is there now: new and changed documents are read, others deleted."""
-    output: Path
-    """The index's folder, for `ask --index`."""
+    output: str
+    """The index's folder, for `ask --index`; or http(s)://HOST:9200/NAME, a new index of OpenSearch."""
 
 
 @dataclass
@@ -86,14 +95,28 @@ def run_index(config: IndexConfig) -> None:
     if not config.paths:
         raise UserError("say what to index: spanbert index PATHS --output INDEX")
     begin = time.perf_counter()
-    changes = update_index(config.paths, config.output)
+    if is_url(config.output):
+        uploaded = upload_index(config.paths, config.output)
+        for one in uploaded.skipped:
+            print(f"skipped {one}", file=sys.stderr)
+        _show_end(uploaded.address, str(uploaded), begin)
+        return
+    folder = Path(config.output)
+    changes = update_index(config.paths, folder)
     for one in changes.skipped[:SHOWN_SKIPPED]:
         print(f"skipped {one}", file=sys.stderr)
+    listing = folder / SKIPPED
     if len(changes.skipped) > SHOWN_SKIPPED:
-        write_atomic(config.output / "skipped.txt", "".join(f"{one}\n" for one in changes.skipped))
-        print(f"… and {len(changes.skipped) - SHOWN_SKIPPED:,} more: {config.output}/skipped.txt", file=sys.stderr)
-    print(f"{config.output}: {changes}, in {time.perf_counter() - begin:.1f} s")
-    print(f'next: spanbert ask --index {config.output} "your question"')
+        write_atomic(listing, "".join(f"{one}\n" for one in changes.skipped))
+        print(f"… and {len(changes.skipped) - SHOWN_SKIPPED:,} more: {listing}", file=sys.stderr)
+    else:
+        listing.unlink(missing_ok=True)
+    _show_end(str(folder), str(changes), begin)
+
+
+def _show_end(index: str, done: str, begin: float) -> None:
+    print(f"{index}: {done}, in {time.perf_counter() - begin:.1f} s")
+    print(f'next: spanbert ask --index {shlex.quote(index)} "your question"')
 
 
 def update_index(paths: Iterable[Path | str], folder: Path | str) -> Changes:
@@ -104,9 +127,7 @@ def update_index(paths: Iterable[Path | str], folder: Path | str) -> Changes:
     """
     folder = Path(folder)
     sources = Sources.under(paths, without=folder)
-    if folder.is_dir() and any(
-        not one.name.startswith((MANIFEST, "data-", ".", "skipped")) for one in folder.iterdir()
-    ):
+    if folder.is_dir() and not all(map(_may_be_in_index, folder.iterdir())):
         raise UserError(f"{folder}: holds other files than an index; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = try_lock(folder / ".lock")
@@ -137,10 +158,27 @@ def update_index(paths: Iterable[Path | str], folder: Path | str) -> Changes:
         except BaseException:
             shutil.rmtree(generation, ignore_errors=True)
             raise
-        for other in folder.glob("data-*"):
-            if other != generation:
+        for other in folder.iterdir():
+            if other != generation and _is_generation(other):
                 shutil.rmtree(other, ignore_errors=True)
     return changes
+
+
+def _is_generation(path: Path) -> bool:
+    """By its name, and by holding nothing but what a generation, whole or half written, does."""
+    return (
+        GENERATION.fullmatch(path.name) is not None
+        and path.is_dir()
+        and all(map(_may_be_in_generation, path.iterdir()))
+    )
+
+
+def _may_be_in_generation(path: Path) -> bool:
+    return path.name in GENERATION_FILES or path.name.startswith("segment-")
+
+
+def _may_be_in_index(path: Path) -> bool:
+    return path.name in (MANIFEST, SKIPPED) or path.name.startswith(".") or _is_generation(path)
 
 
 @dataclass

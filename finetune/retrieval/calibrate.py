@@ -22,6 +22,7 @@ from finetune.retrieval.confidence import FILE, Calibration, HeldOut, Search, sa
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index, Retriever
 from finetune.retrieval.logistic import Logistic, fit_logistic
+from finetune.retrieval.opensearch import open_retriever
 from finetune.retrieval.reliability import auroc, bins_of, calibration_error, draw_reliability, new_figure
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
@@ -44,8 +45,8 @@ class CalibrateConfig:
     """Model or run folder; gets the file calibration.json."""
     file: Positional[Path]
     """Labelled questions: SQuAD 1.1, SQuAD 2.0 or MRQA, plain or .gz."""
-    index: Path | None = None
-    """Ask over this index, instead of over the articles of the file."""
+    index: str | None = None
+    """Ask over this index (a folder, or the address of one in OpenSearch), instead of over the articles of the file."""
     questions: int = 500
     """How many of the questions are asked, drawn by --seed."""
     passages: int = 5
@@ -156,8 +157,8 @@ def searches(
 ) -> list[tuple[Search, str, list[Retriever]]]:
     """(way of asking, in words, the retriever for each article)"""
     if config.index is not None:
-        index = Index.open(config.index)
-        words = f"{len(index.documents):,} documents of {config.index.name}"
+        index = open_retriever(config.index)
+        words = f"{index.document_count:,} documents of {Path(config.index).name}"
         return [("documents", words, [index] * len(articles))]
     documents = list(articles)
     alone: list[Retriever] = [Index.of([document]) for document in documents]

@@ -26,6 +26,8 @@ class Document:
     title: str
     text: str
     sections: tuple[Section, ...] = ()
+    offset: int = 0
+    """Code point of the whole text at which this one begins, where a retriever gives a part alone."""
 
     def section_at(self, place: int) -> str | None:
         """Label of the section that the character ``place`` stands in; None before the first one."""

@@ -22,9 +22,9 @@ from spanbert.errors import UserError
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found: documents[document].text[start:end]."""
+    """A passage that was found: [start:end] of the text of the retriever's ``document_of`` it."""
 
-    document: int
+    document: int  # the same for all passages of one document, or of one part that the retriever gives alone
     start: int
     end: int
     score: float
@@ -32,15 +32,15 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """What finds passages for a question."""
-
-    @property
-    def documents(self) -> Sequence[Document]: ...
+    """What finds passages for a question. Raises SearchFailed where it depends on others that do not answer."""
 
     @property
     def passages(self) -> int:
         """How many there are."""
         ...
+
+    @property
+    def document_count(self) -> int: ...
 
     def search(self, question: str, k: int) -> list[Hit]:
         """The k passages that fit best, best first; fewer where fewer share a term with the question."""
@@ -49,6 +49,18 @@ class Retriever(Protocol):
     def passage(self, number: int) -> Hit:
         """The passage of that number, 0 … passages − 1, with score 0 and its number + 1 as rank."""
         ...
+
+    def document_of(self, hit: Hit) -> Document:
+        """What hit.start and hit.end count in: the document, or a part of it that holds the passage."""
+        ...
+
+    def document(self, name: str) -> Document | None:
+        """The document of that id with its whole text, or None."""
+        ...
+
+
+class SearchFailed(UserError):
+    """The search itself failed, whatever was asked: asking the same again later may help."""
 
 
 class Index:
@@ -94,6 +106,24 @@ class Index:
     @property
     def passages(self) -> int:
         return len(self.table)
+
+    @property
+    def document_count(self) -> int:
+        return len(self.documents)
+
+    def document_of(self, hit: Hit) -> Document:
+        return self.documents[hit.document]
+
+    def document(self, name: str) -> Document | None:
+        number = self._numbers.get(name)
+        return None if number is None else self.documents[number]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        documents = self.documents
+        if isinstance(documents, StoredDocuments):  # without reading their texts
+            return {record.id: number for number, record in enumerate(documents.records())}
+        return {document.id: number for number, document in enumerate(documents)}
 
     @cached_property
     def _saturation_N(self) -> np.ndarray:

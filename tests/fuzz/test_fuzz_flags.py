@@ -25,7 +25,7 @@ ARGUMENTS = {
     "tokenizer train": ["nothing", "--output", "out"], "prepare": ["nothing", "--tokenizer", "nothing", "--output", "out"],
     "init": ["nothing", "--output", "out"], "pretrain": ["nothing", "--output", "out"],
     "index": ["nothing", "--output", "out"], "calibrate": ["nothing", "nothing"],
-    "ask": ["nothing", "When?", "--context", "nothing"], "serve": ["nothing"], "explore": ["--model", "nothing", "--reader", "nothing"], "fill": ["nothing", "a [SPAN:2] b"],
+    "ask": ["nothing", "When?", "--context", "nothing"], "serve": ["nothing", "--index", "nothing"], "explore": ["--model", "nothing", "--reader", "nothing"], "fill": ["nothing", "a [SPAN:2] b"],
     "masks": ["a text", "--tokenizer", "nothing"], "runs": ["nothing"], "plot": ["nothing"], "import": ["nothing", "out"],
     "export": ["nothing", "out"],
 }  # fmt: skip
@@ -38,6 +38,7 @@ ODD = (
     "None", "true", "False", "[]", "{}", "a/b", "é", "\u202e", "\udcff", "~", "-", "--", "a" * 300, "a" * 5000, "rank=8",
     "rank=0,alpha=nan", "rank=" + "9" * 20, "0-3", "3-0", "embeddings,0-" + "9" * 12, "\n", "a\nb", "%s", "{x}", "\x1b[31m",
     "mini", "large", "bf16", "fp32", "geometric", "span", "/dev/null", "/dev/null/x", "hf:", "hf:a:b:c:d", ".", "..",
+    "http://", "http://127.0.0.1:9/name", "https://127.0.0.1:9/a,b",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.web.conftest import CANAL, INDEXED
+from web.reader import Reader
 
 QUESTION = "When was the canal opened?"
 
@@ -97,6 +98,23 @@ def test_uploaded_documents_answer(serve):
     assert client.delete(f"/v1/documents/{ids[1]}").json() == {"deleted": 1}
     assert client.delete("/v1/documents").json() == {"deleted": 1}
     assert client.get("/v1/documents").json() == []
+
+
+def test_a_deleted_document_is_not_kept_for_later_searches(reader, serve):
+    """The passages of the last eight sets of documents stayed in memory, whole texts of deleted ones among them."""
+    own = Reader(reader.answerer)
+    client = serve(own)
+    ids = [
+        client.post("/v1/documents", params={"name": f"{name}.txt"}, content=f"{name}. {CANAL}".encode()).json()["id"]
+        for name in ("one", "two", "three")
+    ]
+    for documents in (ids[:1], ids[1:], ids):
+        ask(client, documents=documents)
+    assert len(own._indexes) == 3
+    client.delete(f"/v1/documents/{ids[0]}")
+    assert list(own._indexes) == [tuple(ids[1:])]
+    client.delete("/v1/documents")
+    assert not own._indexes
 
 
 def test_the_hub_contract(serve):

@@ -298,6 +298,31 @@ def test_the_model_stops_for_an_abandoned_request(reader):
     assert calls == 2
 
 
+def test_an_index_that_does_not_answer_is_a_problem_of_the_server(serve, reader, monkeypatch):
+    """Not of the request (422): and questions that go to the model together are not each tried again, and waited for."""
+    from finetune.retrieval.documents import Document
+    from finetune.retrieval.index import Index, SearchFailed
+    from web.reader import Reader, Work
+
+    client = serve(index=INDEXED)
+    assert client.get("/v1/index/documents/canals.txt").status_code == 200
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise SearchFailed("http://search.example:9200: no answer within 10 s.")
+
+    monkeypatch.setattr(Index, "search", fail)
+    monkeypatch.setattr(Index, "document", fail)
+    response = client.post("/v1/answers", json={"questions": ["When?"], "index": True})
+    assert "no answer within 10 s" in problem(response, "search-failed")["detail"]
+    problem(client.get("/v1/index/documents/canals.txt"), "search-failed")
+    calls.clear()
+    reader = Reader(reader.answerer, Index.of([Document("a", "A", CANAL)]))
+    found = reader([Work(("When?",)), Work(("Who?",)), Work(("Why?",))], lambda: False)
+    assert [one.kind for one in found] == ["search-failed"] * 3 and len(calls) == 1
+
+
 def send_raw(address, data):
     host, port = address.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=10)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +21,21 @@ import pytest
 from spanbert.cli import main
 from spanbert.errors import UserError
 from tests.web.conftest import CANAL
-from tests.web.test_problems import in_background
+from tests.web.test_problems import in_background, until
+from web import workers
 from web.config import Limits, ServeConfig
 from web.queue import Stopped
 from web.reader import Refused, Work
-from web.workers import ModelProcess, model_processes
+from web.workers import Forget, ModelProcess, model_processes
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"questions": ["When was the canal opened?"], "text": CANAL}
+#: Keeps a model busy for more than a second
+LONG = {
+    "questions": ["When did nothing of note happen?"] * 32,
+    "text": "Nothing of note happened on that day either. " * 300 + CANAL,
+    "passages": 20,
+}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +115,7 @@ def test_a_port_that_is_taken_is_told_at_once(started, capsys):
 def test_sigterm_finishes_what_is_running(started):
     """The request that is being answered gets its answer, a new one gets none, and the status says SIGTERM."""
     process, address = started()
-    body = {**GOOD, "text": "Nothing of note happened on that day either. " * 150 + CANAL}
-    thread, results = in_background(httpx2.post, f"{address}/v1/answers", json=body, timeout=120)
+    thread, results = in_background(httpx2.post, f"{address}/v1/answers", json=LONG, timeout=120)
     time.sleep(0.5)
     assert thread.is_alive(), "it has to be running when the signal comes: make the text longer"
     process.send_signal(signal.SIGTERM)
@@ -115,7 +124,7 @@ def test_sigterm_finishes_what_is_running(started):
         httpx2.post(f"{address}/v1/answers", json=GOOD)
     thread.join()
     assert results[0].status_code == 200 and results[0].json()["results"][0]["answers"]
-    assert process.wait(30) == -signal.SIGTERM
+    assert process.wait(30) == 143
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +179,126 @@ def test_workers_on_the_command_line(started):
     assert [one.json()["results"][0]["answers"][0]["text"] for one in responses] == ["17 November 1869"] * 3
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
+
+
+def children(pid: int) -> set[int]:
+    """Processes of which it is the parent."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.add(int(status.parent.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Not so once it has ended, even where nobody has asked for its status yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def weights_aside() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("spanbert-serve-*"))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_workers_after_their_answers(started):
+    """The signal goes to all processes, as init systems send it: the running request is answered, and nothing is left.
+
+    SIGTERM killed the server within uvicorn, before it took its files away: each end left a copy of the weights behind.
+    """
+    before = weights_aside()
+    process, address = started("--workers", "2")
+    first = httpx2.post(f"{address}/v1/answers", json=GOOD, timeout=60)
+    assert first.json()["results"][0]["answers"][0]["text"] == "17 November 1869"
+    assert httpx2.post(f"{address}/v1/answers", json=GOOD, timeout=60).status_code == 200
+    kin = children(process.pid)
+    (aside,) = weights_aside() - before
+    assert len([pid for pid in kin if str(aside) in Path(f"/proc/{pid}/maps").read_text()]) == 2
+    thread, results = in_background(httpx2.post, f"{address}/v1/answers", json=LONG, timeout=60)
+    time.sleep(0.3)
+    assert thread.is_alive(), "it has to be running when the signal comes: make the text longer"
+    for pid in (process.pid, *kin):
+        os.kill(pid, signal.SIGTERM)
+    thread.join()
+    assert results[0].status_code == 200 and len(results[0].json()["results"]) == 32
+    assert process.wait(20) == 143
+    until(lambda: not any(map(is_running, kin)))  # multiprocessing's own one notices a moment later
+    assert not aside.exists()
+
+
+@pytest.mark.slow
+def test_a_model_process_that_was_ended_is_not_started_again(reader):
+    """A batch that came after the end started a process for which nobody was left to end it."""
+    with model_processes(reader, None, 1) as (process,):
+        work = [Work(("When was the canal opened?",), text=CANAL)]
+        assert process(work, lambda: False)
+        pid = process.pid
+    with pytest.raises(Stopped):
+        process(work, lambda: False)
+    assert process.pid == pid and not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_end_when_another_cannot_be(reader, monkeypatch):
+    made = []
+
+    def start(recipe):
+        if made:
+            raise OSError("too many processes")
+        made.append(ModelProcess(recipe))
+        return made[0]
+
+    monkeypatch.setattr(workers, "ModelProcess", start)
+    with pytest.raises(OSError, match="too many"), model_processes(reader, None, 2):
+        pass
+    assert not Path(f"/proc/{made[0].pid}").exists()
+
+
+@pytest.mark.slow
+def test_forgetting_does_not_stop_what_is_running(processes):
+    """To a process that has a batch, whatever it is sent means stop: what is to be forgotten waits for the end of it."""
+    process = processes[0]
+    work = Work(tuple(LONG["questions"]), text=LONG["text"], passages=20)
+    assert process([Work(("Who?",), text=CANAL)], lambda: False)
+    thread, results = in_background(process, [work], lambda: False)
+    time.sleep(0.3)
+    assert thread.is_alive()
+    process.forget(["some"])
+    assert process._forgotten == {"some"}
+    thread.join()
+    assert len(results[0][0]) == 32 and not process._forgotten
+    process.forget(["others"])
+    assert not process._forgotten
+    assert process([Work(("When was the canal opened?",), text=CANAL)], lambda: False)[0][0].answers[0].text
+
+
+def test_a_model_process_forgets_between_batches(monkeypatch):
+    seen = []
+
+    class Recorder:
+        def __call__(self, batch, stop):
+            seen.append((batch, stop()))
+            return ["answer"]
+
+        def forget(self, documents):
+            seen.append(set(documents))
+
+    class Made:
+        def reader(self):
+            return Recorder()
+
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+    life = threading.Thread(target=workers._read, args=(Made(), theirs))
+    life.start()
+    for message in (Forget(frozenset("ab")), ["batch"]):
+        ours.send(message)
+    assert ours.poll(5) and ours.recv() == ["answer"]
+    for message in (None, Forget(frozenset("c"))):
+        ours.send(message)
+    ours.close()
+    life.join(5)
+    assert seen == [{"a", "b"}, (["batch"], False), {"c"}]

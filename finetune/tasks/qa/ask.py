@@ -16,7 +16,8 @@ from tyro.conf import Positional, UseAppendAction
 
 from finetune.retrieval.answer_documents import READ_WHOLE, DocumentAnswerer, surer_than
 from finetune.retrieval.documents import Document, read_documents
-from finetune.retrieval.index import Index
+from finetune.retrieval.index import Index, Retriever
+from finetune.retrieval.opensearch import open_retriever
 from finetune.retrieval.sentences import SENTENCE_REACH, sentence_around
 from finetune.retrieval.show_answers import answers_as_json, one_line, show_answers
 from finetune.tasks.qa.answerer import Answer, QuestionAnswerer
@@ -39,8 +40,8 @@ class AskConfig:
     """Questions, each in quotation marks."""
     context: UseAppendAction[tuple[Path, ...]] = ()
     """File to answer from: text, Markdown, HTML, PDF, Word, JSON lines; - reads text from standard input. Can be given again."""
-    index: Path | None = None
-    """Answer from the documents of this index, which `spanbert index` made."""
+    index: str | None = None
+    """Answer from the documents of this index, which `spanbert index` made: a folder, or http(s)://HOST:9200/NAME."""
     n_best: int = 3
     """Answers shown for each question."""
     all: float | None = None
@@ -146,7 +147,7 @@ def run_ask(config: AskConfig) -> None:
     check(config)
     folder, questions = model_and_questions(config)
     documents = read_contexts(config.context)
-    index = Index.of(documents) if config.index is None else Index.open(config.index)
+    index: Retriever = Index.of(documents) if config.index is None else open_retriever(config.index)
     answerer = QuestionAnswerer.load(folder, device=config.device, precision=config.precision, backend=config.backend)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     whole = config.index is None and len(documents) == 1 and (config.read_all or index.passages <= READ_WHOLE)
@@ -164,7 +165,7 @@ def run_ask(config: AskConfig) -> None:
         raise UserError("standard input is the context: give the questions on the command line.")
     interactive = sys.stdin.isatty()
     if interactive:
-        amount = f"{index.passages:,} passages of {len(index.documents):,} documents"
+        amount = f"{index.passages:,} passages of {index.document_count:,} documents"
         if len(documents) == 1:
             amount = f"{len(documents[0].text):,} characters read from {config.context[0]}"
         print(f"{amount}; type a question, or nothing to leave.")
@@ -208,7 +209,7 @@ def whole_text(config: AskConfig, answerer: QuestionAnswerer, context: str, colo
     return reply
 
 
-def by_passages(config: AskConfig, answerer: QuestionAnswerer, index: Index, colour: bool) -> Reply:
+def by_passages(config: AskConfig, answerer: QuestionAnswerer, index: Retriever, colour: bool) -> Reply:
     """Prints answers from the passages that fit the question best."""
     documents = DocumentAnswerer(answerer, index)
     if config.all is not None and documents.calibration is None:
@@ -224,7 +225,7 @@ def by_passages(config: AskConfig, answerer: QuestionAnswerer, index: Index, col
             if config.json:
                 print(answers_as_json(found))
             else:
-                named = len(index.documents) > 1
+                named = index.document_count > 1
                 print(show_answers(found, documents.calibration, named=named, colour=colour))
 
     return reply

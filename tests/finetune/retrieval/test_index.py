@@ -257,6 +257,30 @@ def test_what_a_killed_run_left_is_cleared_away(folder: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "index").glob("data-*"))) == 1
 
 
+def test_folders_of_somebody_else_are_not_taken_for_an_index(folder: Path, tmp_path: Path) -> None:
+    """A folder with nothing but `data-raw` or `data-2024` in it was taken for an index, and those were deleted at the end."""
+    for name, file in (("data-raw", "keys.npy"), ("data-2024", "survey.npy"), ("data-5", "deeper/texts.bin")):
+        precious = tmp_path / name / name / file
+        precious.parent.mkdir(parents=True)
+        precious.write_text("years of work")
+        with pytest.raises(UserError, match="holds other files than an index"):
+            update_index([folder], tmp_path / name)
+        assert precious.read_text() == "years of work"
+
+
+def test_the_list_of_what_was_skipped_is_that_of_the_last_time(folder: Path, tmp_path: Path) -> None:
+    """It stayed when nothing was skipped any more, and named files that had been read."""
+    index = tmp_path / "index"
+    for number in range(25):
+        (folder / f"p{number}.png").write_bytes(b"no text")
+    run_index(IndexConfig((folder,), str(index)))
+    assert len((index / "skipped.txt").read_text().splitlines()) == 25
+    for picture in folder.glob("*.png"):
+        picture.unlink()
+    run_index(IndexConfig((folder,), str(index)))
+    assert not (index / "skipped.txt").exists()
+
+
 def test_an_open_index_goes_on_while_it_is_replaced(folder: Path, tmp_path: Path) -> None:
     update_index([folder], tmp_path / "index")
     opened = Index.open(tmp_path / "index")
@@ -298,7 +322,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
 def test_the_command_says_what_it_did(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(25):
         (folder / f"p{n:02}.png").write_bytes(b"x")
-    run_index(IndexConfig((folder,), tmp_path / "index"))
+    run_index(IndexConfig((folder,), str(tmp_path / "index")))
     out, err = capsys.readouterr()
     assert f"{tmp_path}/index: 6 documents in " in out and "(6 new); skipped 25, in" in out
     assert err.count("\nskipped ") + err.startswith("skipped") == 20
