@@ -42,7 +42,12 @@ function sentence(block, targets, target, state) {
     const place = hidden && !known ? {} : { data: { start: starts[index], end: ends[index], token: index } };
     parts.push(h("span", { class: hidden ? `tok ${kind} ${boundary}` : tokenClass(tokens, index, boundary), ...place }, hidden && !known ? "\u2007?\u2007" : plain(tokens[index])));
   }
-  return h("p", { class: "line context", data: { view: "predictions" } }, low ? "… " : "", spaced(parts), high < tokens.length - 1 ? " …" : "");
+  return h(
+    "div",
+    { class: "context" },
+    h("p", { class: "line", data: { view: "predictions" } }, low ? "… " : "", spaced(parts), high < tokens.length - 1 ? " …" : ""),
+    h("p", { class: "legend" }, h("span", { class: "tok boundary" }, "word"), " beside the span: SBO reads the states of these two"),
+  );
 }
 
 function guessing(target, state, change) {
