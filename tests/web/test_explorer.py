@@ -332,6 +332,16 @@ def test_both_heads_and_what_sbo_reads_are_named_before_the_guess(visit):
     assert "span boundary objective" in page.inner_text("#predictions .about")
     assert page.locator("[data-view=predictions] .boundary").all_inner_texts() == ["on", ","]
     assert "SBO reads" in page.inner_text("#predictions-view .legend")
+    assert "With or without a guess" in page.inner_text("#predictions-view .guess")
+    page.click(".guess button")
+    assert page.locator("[data-view=predictions] .boundary").all_inner_texts() == ["on", ","]
+    assert page.locator(".head-card").count() == 2
+
+
+def test_on_a_phone_the_question_stands_beside_its_button(visit):
+    page = visit(width=375)
+    field, button = (page.locator(f".question {what}").bounding_box() for what in ("input", "button"))
+    assert abs(field["y"] + field["height"] / 2 - button["y"] - button["height"] / 2) < 2 and field["width"] > 160
 
 
 def test_what_is_predicted_is_hidden_until_looked_at(visit):

@@ -17,7 +17,7 @@ const VIEWS = {
   tokens: ["Tokens", "The model reads no letters: words are split into tokens of its vocabulary, and each is a number (below it). ## continues a word."],
   masks: ["Masks", "In pretraining 15 % of the tokens are hidden and have to be predicted. SpanBERT hides whole spans. Choose a scheme: its masks are those of the next two views."],
   attention: ["Attention", "In every layer each token mixes in what it looks at. Point at a token or a row of the picture to see where its attention goes."],
-  predictions: ["Predictions", "Two heads predict each masked token from the same encoder: MLM (masked language modelling) and SBO (the span boundary objective). Every masked token is behind [MASK] here. Press Look to see what each head reads."],
+  predictions: ["Predictions", "Two heads predict each masked token from the same encoder: MLM (masked language modelling) and SBO (span boundary objective). Here every masked token is behind [MASK]."],
   qa: ["Start and end", "To answer, the model gives every token two numbers: how well an answer would start there, and how well it would end there."],
   answers: ["Answers", "Start logit and end logit of a pair add up to its score, and the best pair is the answer."],
 };

@@ -35,7 +35,7 @@ export function drawMasks(root, { block, masks, state, change }) {
 function showSeed(control, masks, state, change) {
   const kept = control.querySelector("input");
   if (!masks) {
-    control.replaceChildren(h("p", { class: "facts" }, "This file holds the masks of its example texts alone. For this text drag over the tokens below, and your spans are masked; `spanbert explore` without --html draws masks of every text."));
+    control.replaceChildren(h("p", { class: "facts" }, "This file holds the masks of its example texts alone. For this text drag over the tokens below, and your spans are masked; “spanbert explore” without --html draws masks for every text."));
   } else if (kept) {
     kept.value = String(state.seed);
     control.querySelector("output").textContent = String(state.seed);

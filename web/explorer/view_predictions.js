@@ -57,7 +57,7 @@ function guessing(target, state, change) {
     const guess = input.value.trim(), guesses = guess ? [...state.guesses, [target.position, guess]] : state.guesses;
     change({ guesses, looked: [...state.looked, target.position] });
   };
-  return h("form", { class: "guess", submit: look }, h("label", { for: "guess" }, `Guess before you look: which token stands at place ${target.offset + 1} of this span?`), h("div", { class: "control" }, input, h("button", { class: "button main", type: "submit" }, "Look")));
+  return h("form", { class: "guess", submit: look }, h("label", { for: "guess" }, `Guess before you look: which token stands at place ${target.offset + 1} of this span?`), h("div", { class: "control" }, input, h("button", { class: "button main", type: "submit" }, "Look")), h("p", { class: "soft" }, "With or without a guess, Look shows what each head reads and predicts."));
 }
 
 function revealed(block, target, run, about, state) {
