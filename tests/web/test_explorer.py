@@ -206,6 +206,22 @@ def test_the_keyboard_does_all(visit):
     holds(page, "location.hash.includes('question=Who')")
 
 
+def test_keys_select_up_to_an_end_and_abandon(visit):
+    page = visit()
+    last = page.locator("[data-scheme=own] .tok").count() - 2
+    page.focus("[data-scheme=own] [data-token='1']")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+End")
+    assert page.locator(".choosing").count() == last - 3
+    page.keyboard.press("Escape")
+    assert page.locator(".choosing").count() == 0 and "own=" not in page.evaluate("location.hash")
+    page.focus("[data-scheme=own] [data-token='4']")
+    page.keyboard.press("Shift+Home")
+    page.keyboard.press("Enter")
+    holds(page, "location.hash.includes('own=1-4')")
+
+
 def test_spans_are_dragged_over_the_tokens(visit):
     page = visit()
     page.locator("[data-scheme=own] .tok").first.scroll_into_view_if_needed()
@@ -316,6 +332,17 @@ def test_nothing_written_is_asked_for_in_words(visit):
     assert "There is no text" in page.inner_text("#text-problem") and page.locator("main .tok").count() == 0
     write(page, "Hello")
     assert page.inner_text("#tokens-view .facts").startswith("1 word, ")
+
+
+def test_a_text_without_drawn_masks_says_why_and_takes_spans(visit):
+    """As in the one-file form, which holds the masks of its examples alone."""
+    page = visit()
+    page.route("**/v1/explorer/masks", lambda route: route.fulfill(content_type="application/json", body="null"))
+    write(page, CANAL)
+    assert "holds the masks of its example texts alone" in page.inner_text("#masks-view .facts")
+    page.focus("[data-scheme=own] [data-token='2']")
+    page.keyboard.press("Enter")
+    holds(page, "document.querySelectorAll('.tab').length === 1")
 
 
 def test_the_bar_of_views_takes_the_keyboard_along(visit):
