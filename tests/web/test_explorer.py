@@ -206,6 +206,22 @@ def test_the_keyboard_does_all(visit):
     holds(page, "location.hash.includes('question=Who')")
 
 
+def test_keys_select_up_to_an_end_and_abandon(visit):
+    page = visit()
+    last = page.locator("[data-scheme=own] .tok").count() - 2
+    page.focus("[data-scheme=own] [data-token='1']")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+End")
+    assert page.locator(".choosing").count() == last - 3
+    page.keyboard.press("Escape")
+    assert page.locator(".choosing").count() == 0 and "own=" not in page.evaluate("location.hash")
+    page.focus("[data-scheme=own] [data-token='4']")
+    page.keyboard.press("Shift+Home")
+    page.keyboard.press("Enter")
+    holds(page, "location.hash.includes('own=1-4')")
+
+
 def test_spans_are_dragged_over_the_tokens(visit):
     page = visit()
     page.locator("[data-scheme=own] .tok").first.scroll_into_view_if_needed()
@@ -245,6 +261,114 @@ def test_a_broken_address_shows_the_defaults(visit):
     page = visit("#seed=-4&layer=99&head=x&own=0-900,7&target=4000&scheme=none&token=99999&looked=,,&guess=:&theme=")
     assert page.locator("#answers-view .why").count() == 1 and page.locator(".tab").count() > 0
     assert "Layer 4" in page.inner_text(".caption")
+
+
+def test_what_an_address_cannot_mean_is_its_default(visit):
+    page = visit("#seed=4242&scheme=nothing&theme=purple")
+    assert page.input_value("#seed") == "35" == page.inner_text("output") and page.is_checked("input[value=geometric]")
+    assert page.get_attribute("html", "data-theme") is None
+
+
+def test_the_back_button_undoes_examples_and_questions(visit):
+    page = visit()
+    page.click("text=Harbour clock")
+    settled(page)
+    page.fill("#question", "When did the tower fall?")
+    page.press("#question", "Enter")
+    holds(page, "location.hash.includes('tower')")
+    page.focus("#text")
+    page.go_back()
+    holds(page, "document.getElementById('question').value === 'Who built the clock?'")
+    page.go_back()
+    holds(page, "document.getElementById('text').value.startsWith('The Suez Canal')")
+    settled(page)
+    assert page.input_value("#question") == "When was the canal opened?"
+    assert page.locator("#tokens-view .chip").count() == 69
+    page.go_forward()
+    holds(page, "document.getElementById('text').value.includes('Marrow Bay')")
+    settled(page)
+    assert "Ines Tallow" in page.inner_text(".winner .answer-text")
+
+
+def test_a_question_being_written_survives_other_changes(visit):
+    page = visit()
+    page.fill("#question", "Who founded the company?")
+    page.click("#theme")
+    write(page, CANAL + " It has no locks.")
+    assert page.input_value("#question") == "Who founded the company?"
+    page.press("#question", "Enter")
+    holds(page, "location.hash.includes('question=Who')")
+    page.focus("#text")
+    page.keyboard.type("Also ")
+    page.click("#theme")
+    assert "Also " in page.input_value("#text")
+
+
+def test_what_is_asked_for_while_a_text_is_read_is_of_that_text(visit):
+    """The question comes while the tokens of the new text are on their way."""
+    page = visit()
+    page.route("**/v1/explorer/encode", lambda route: (page.wait_for_timeout(400), route.continue_()))
+    page.fill("#question", "What sank?")
+    page.fill("#text", "A ship sank.")
+    page.wait_for_timeout(450)
+    page.press("#question", "Enter")
+    settled(page)
+    assert page.locator("#tokens-view .chip").count() == page.locator("[data-scheme=geometric] .tok").count() < 9
+    assert "sank" in page.inner_text("[data-view=qa]")
+
+
+def test_nothing_written_is_asked_for_in_words(visit):
+    page = visit()
+    page.fill("#question", " ")
+    page.press("#question", "Enter")
+    page.wait_for_selector("#qa-view .note")
+    assert "no question" in page.inner_text("#qa-view") and page.locator("#answers-view .note").count() == 1
+    write(page, "  ")
+    page.wait_for_selector("#text-problem .problem")
+    assert "There is no text" in page.inner_text("#text-problem")
+    page.fill("#question", "Who?")
+    page.press("#question", "Enter")
+    settled(page)
+    assert "There is no text" in page.inner_text("#text-problem") and page.locator("main .tok").count() == 0
+    write(page, "Hello")
+    assert page.inner_text("#tokens-view .facts").startswith("1 word, ")
+
+
+def test_a_text_without_drawn_masks_says_why_and_takes_spans(visit):
+    """As in the one-file form, which holds the masks of its examples alone."""
+    page = visit()
+    page.route("**/v1/explorer/masks", lambda route: route.fulfill(content_type="application/json", body="null"))
+    write(page, CANAL)
+    assert "holds the masks of its example texts alone" in page.inner_text("#masks-view .facts")
+    page.focus("[data-scheme=own] [data-token='2']")
+    page.keyboard.press("Enter")
+    holds(page, "document.querySelectorAll('.tab').length === 1")
+
+
+def test_the_bar_of_views_takes_the_keyboard_along(visit):
+    page = visit()
+    page.focus("nav button >> nth=4")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "question"
+
+
+def test_both_heads_and_what_sbo_reads_are_named_before_the_guess(visit):
+    page = visit("#scheme=own&own=8-10")
+    assert "masked language modelling" in page.inner_text("#predictions .about")
+    assert "span boundary objective" in page.inner_text("#predictions .about")
+    assert page.locator("[data-view=predictions] .boundary").all_inner_texts() == ["on", ","]
+    assert "SBO reads" in page.inner_text("#predictions-view .legend")
+    assert "With or without a guess" in page.inner_text("#predictions-view .guess")
+    page.click(".guess button")
+    assert page.locator("[data-view=predictions] .boundary").all_inner_texts() == ["on", ","]
+    assert page.locator(".head-card").count() == 2
+
+
+def test_on_a_phone_the_question_stands_beside_its_button(visit):
+    page = visit(width=375)
+    field, button = (page.locator(f".question {what}").bounding_box() for what in ("input", "button"))
+    assert abs(field["y"] + field["height"] / 2 - button["y"] - button["height"] / 2) < 2 and field["width"] > 160
 
 
 def test_what_is_predicted_is_hidden_until_looked_at(visit):

@@ -392,7 +392,7 @@ def test_answers_of_a_model_that_may_decline(visit, folder):
 def test_what_cannot_be_answered_is_said(bf16, uncased):
     for page, method, arguments, message in (
         (bf16, "encode", ["\u200b"], "text holds no token that the tokenizer knows"),
-        (bf16, "encode", ["é" * 20_001], "text has 20001 characters, the explorer shows at most 20000"),
+        (bf16, "encode", ["é" * 20_001], "text has 20,001 characters, the explorer shows at most 20,000"),
         (bf16, "answer", ["", "A text."], "question holds no token that the tokenizer knows"),
         (bf16, "answer", ["why " * 70, "A text."], "question has 70 tokens, this model reads questions of at most 64"),
         (uncased[0], "answer", ["why", "A text."], "small has no trained head for questions"),

@@ -15,14 +15,14 @@ const BLOCK = 128;
 const source = globalThis.spanbertSource ?? new ServerSource();
 const VIEWS = {
   tokens: ["Tokens", "The model reads no letters: words are split into tokens of its vocabulary, and each is a number (below it). ## continues a word."],
-  masks: ["Masks", "In pretraining 15 % of the tokens are hidden and have to be predicted. SpanBERT hides whole spans; the marked scheme feeds the next two views."],
+  masks: ["Masks", "In pretraining 15 % of the tokens are hidden and have to be predicted. SpanBERT hides whole spans. Choose a scheme: its masks are those of the next two views."],
   attention: ["Attention", "In every layer each token mixes in what it looks at. Point at a token or a row of the picture to see where its attention goes."],
-  predictions: ["Predictions", "Two heads predict each masked token from the same encoder, here with every masked token behind [MASK]."],
+  predictions: ["Predictions", "Two heads predict each masked token from the same encoder: MLM (masked language modelling) and SBO (span boundary objective). Here every masked token is behind [MASK]."],
   qa: ["Start and end", "To answer, the model gives every token two numbers: how well an answer would start there, and how well it would end there."],
   answers: ["Answers", "Start logit and end logit of a pair add up to its score, and the best pair is the answer."],
 };
 const bodies = {};
-let about = {}, data = {}, newest = 0, attentionView = null;
+let about = {}, data = {}, newest = 0, attentionView = null, typing = 0;
 
 async function main() {
   followAddress();
@@ -42,31 +42,40 @@ async function main() {
 }
 
 function build() {
-  const examples = EXAMPLES.map(({ name, text, question }) => h("button", { class: "quiet", type: "button", click: () => change({ text, question, ...fresh() }) }, name));
+  const examples = EXAMPLES.map(({ name, text, question }) => h("button", { class: "quiet", type: "button", click: () => change({ text, question, ...fresh() }, { step: true }) }, name));
   const text = h("textarea", { id: "text", rows: "3", spellcheck: "false", "aria-label": "Text" });
-  let waiting = 0;
   text.addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => change({ text: text.value, ...fresh() }), 350);
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      typing = 0;
+      change({ text: text.value, ...fresh() });
+    }, 350);
   });
   const question = h("input", { id: "question", type: "text", maxlength: "2000", autocomplete: "off", "aria-label": "Question" });
-  const form = h("form", { class: "control question", submit: (event) => { event.preventDefault(); change({ question: question.value }); } }, h("label", { for: "question" }, "Question"), question, h("button", { class: "button main", type: "submit" }, "Ask"));
-  const nav = Object.entries(VIEWS).map(([view, [name]], index) => h("button", { type: "button", class: "quiet", click: () => document.getElementById(view).scrollIntoView({ block: "start" }) }, `${index + 1} ${name}`));
+  const form = h("form", { class: "control question", submit: (event) => { event.preventDefault(); change({ question: question.value }, { step: true }); } }, h("label", { for: "question" }, "Question"), question, h("button", { class: "button main", type: "submit" }, "Ask"));
+  const nav = Object.entries(VIEWS).map(([view, [name]], index) => h("button", { type: "button", class: "quiet", click: () => goTo(view) }, `${index + 1} ${name}`));
   const theme = h("button", { id: "theme", class: "quiet", type: "button", click: () => change({ theme: isDark() ? "light" : "dark" }) });
   const share = h("button", { id: "share", class: "quiet", type: "button", click: copyLink }, "Copy link");
   const sections = Object.entries(VIEWS).map(([view, [name, words]], index) => {
     bodies[view] = h("div", { class: "view", id: `${view}-view`, "aria-live": "off" });
     const head = h("header", {}, h("h2", {}, h("span", { class: "number" }, String(index + 1)), name), h("p", { class: "about" }, words), h("p", { class: "soft extent", id: `${view}-extent` }));
     const code = h("p", { class: "code", id: `${view}-code` });
-    return h("section", { class: "sheet", id: view, "aria-label": name }, head, view === "qa" ? form : null, bodies[view], code);
+    return h("section", { class: "sheet", id: view, "aria-label": name, tabindex: "-1" }, head, view === "qa" ? form : null, bodies[view], code);
   });
   document.body.append(
     h("header", { class: "top" }, h("div", {}, h("h1", {}, "How SpanBERT reads a text"), h("p", { id: "facts", class: "soft" }, "connecting…")), h("div", { class: "actions" }, share, theme)),
     h("nav", { "aria-label": "Views" }, nav),
-    h("main", {}, h("section", { class: "sheet", "aria-label": "Text" }, text, h("p", { class: "control" }, h("span", { class: "soft" }, "Examples"), examples, h("span", { class: "soft hint" }, "A token you point at lights up in every view.")), h("div", { id: "text-problem" })), sections),
+    h("main", {}, h("section", { class: "sheet", "aria-label": "Text" }, text, h("p", { class: "control" }, h("span", { class: "soft" }, "Write your own text above, or take an example:"), examples, h("span", { class: "soft hint" }, "A token you point at lights up in every view.")), h("div", { id: "text-problem" })), sections),
   );
   attentionView = new AttentionView(bodies.attention, { state, change });
-  fields();
+  fields(new Set(["text", "question"]));
+}
+
+/** A view chosen in the bar: the next Tab is inside it. */
+function goTo(view) {
+  const section = document.getElementById(view);
+  section.focus({ preventScroll: true });
+  section.scrollIntoView({ block: "start" });
 }
 
 /** What belongs to the text that is left. */
@@ -74,18 +83,24 @@ function fresh() {
   return { own: [], scheme: state.scheme === "own" ? "geometric" : state.scheme, token: 1, target: null, looked: [], guesses: [] };
 }
 
-function fields() {
-  const text = document.getElementById("text"), question = document.getElementById("question");
-  if (text.value !== state.text && document.activeElement !== text) text.value = state.text;
-  if (question.value !== state.question) question.value = state.question;
+/** The fields show what has changed; what is being typed and not yet asked for stays. */
+function fields(changed) {
+  for (const name of ["text", "question"]) {
+    const field = document.getElementById(name);
+    if (changed.has(name) && field.value !== state[name]) field.value = state[name];
+  }
+  if (changed.has("text")) {
+    clearTimeout(typing);
+    typing = 0;
+  }
   document.getElementById("theme").textContent = isDark() ? "Light" : "Dark";
 }
 
 function describe() {
   const { model, layers, heads, width, reader } = about;
   const shape = [layers && `${layers} layers`, heads && `${heads} heads`, width && `width ${width}`].filter(Boolean).join(", ");
-  const answers = reader ? `; ${reader} answers the questions of views 5 and 6` : about.hasQa === false ? "; no model answers questions" : "";
-  document.getElementById("facts").textContent = `${model ?? "The encoder"} (${shape}) is shown in views 1 to 4${answers}.`;
+  const answers = reader ? `; the model “${reader}” answers in views 5 and 6` : about.hasQa === false ? "; no model answers questions" : "";
+  document.getElementById("facts").textContent = `Views 1 to 4 show the model “${model ?? "encoder"}” (${shape})${answers}.`;
   for (const view of Object.keys(VIEWS)) {
     const places = about.code?.[view];
     if (places) document.getElementById(`${view}-code`).replaceChildren("Code: ", ...places.split(", ").flatMap((place, index) => [index ? " · " : "", h("code", {}, place)]));
@@ -93,7 +108,7 @@ function describe() {
 }
 
 function refresh(changed) {
-  fields();
+  fields(changed);
   if (changed.has("theme")) applyTheme();
   const masksOnly = ["seed", "scheme", "own"].some((key) => changed.has(key));
   if (masksOnly && !changed.has("target") && !changed.has("looked") && (changed.has("seed") || changed.has("scheme"))) {
@@ -113,10 +128,13 @@ function attentionFollows() {
 /** Ask the source for what depends on what has changed, and draw it as it comes. A newer change makes an older one moot. */
 async function compute(changed) {
   const number = ++newest, isOld = () => number !== newest, all = changed.has("text") || !data.encoded;
+  if (all) data = {};
+  else if (changed.has("question")) data.found = null;
   document.getElementById("text-problem").replaceChildren();
   document.body.setAttribute("aria-busy", "true");
   try {
     if (all) {
+      if (!state.text.trim()) throw new Error("There is no text: write one above, or take an example.");
       const encoded = await source.encode(state.text);
       if (isOld()) return;
       data = { encoded, block: blockOf(encoded) };
@@ -150,6 +168,12 @@ async function answer(isOld) {
     bodies.answers.replaceChildren(lacks.cloneNode(true));
     return;
   }
+  if (!state.question.trim()) {
+    data.found = null;
+    bodies.qa.replaceChildren(h("p", { class: "note" }, "There is no question: write one above and press Ask."));
+    bodies.answers.replaceChildren(h("p", { class: "note" }, "No question, no answer: ask one in view 5."));
+    return;
+  }
   try {
     const found = await source.answer(state.question, state.text);
     if (isOld()) return;
@@ -160,7 +184,7 @@ async function answer(isOld) {
     if (isOld()) return;
     data.found = null;
     bodies.qa.replaceChildren(problem(error));
-    bodies.answers.replaceChildren();
+    bodies.answers.replaceChildren(h("p", { class: "note" }, "There is no answer: view 5 says why."));
   }
 }
 

@@ -148,7 +148,7 @@ function special(tokenizer) {
 function encodeText(tokenizer, text, field) {
   const characters = [...text].length;
   if (characters > LONGEST_TEXT) {
-    throw new Error(`${field} has ${characters} characters, the explorer shows at most ${LONGEST_TEXT}`);
+    throw new Error(`${field} has ${characters.toLocaleString("en")} characters, the explorer shows at most ${LONGEST_TEXT.toLocaleString("en")}`);
   }
   const encoded = tokenizer.encode(text);
   if (encoded.ids.length === 0) throw new Error(`${field} holds no token that the tokenizer knows`);

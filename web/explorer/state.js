@@ -33,6 +33,8 @@ const DEFAULTS = {
   theme: "",
 };
 const NUMBERS = ["seed", "layer", "head", "token", "target"];
+const MOST = { seed: 99 };
+const CHOICES = { scheme: ["geometric", "whole_word", "subword", "own"], theme: ["light", "dark"] };
 
 export const state = { ...DEFAULTS };
 const listeners = new Set();
@@ -41,20 +43,24 @@ export function whenChanged(listener) {
   listeners.add(listener);
 }
 
-/** Change the state: listeners hear which fields differ. */
-export function change(patch) {
+/** Change the state: listeners hear which fields differ. A change that is a step can be undone by the browser's back button. */
+export function change(patch, { step = false } = {}) {
   const changed = Object.keys(patch).filter((key) => JSON.stringify(patch[key]) !== JSON.stringify(state[key]));
   if (!changed.length) return;
   Object.assign(state, patch);
-  write();
+  write(step);
   for (const listener of listeners) listener(new Set(changed));
 }
 
 /** The state that the address holds; fields that it lacks or that cannot be are the defaults. */
 export function readAddress() {
   const found = { ...DEFAULTS }, parameters = new URLSearchParams(location.hash.slice(1));
-  for (const key of ["text", "question", "scheme", "theme"]) if (parameters.has(key)) found[key] = parameters.get(key);
-  for (const key of NUMBERS) if (/^\d{1,15}$/.test(parameters.get(key) ?? "")) found[key] = Number(parameters.get(key));
+  for (const key of ["text", "question"]) if (parameters.has(key)) found[key] = parameters.get(key);
+  for (const [key, known] of Object.entries(CHOICES)) if (known.includes(parameters.get(key))) found[key] = parameters.get(key);
+  for (const key of NUMBERS) {
+    const value = parameters.get(key) ?? "";
+    if (/^\d{1,15}$/.test(value) && Number(value) <= (MOST[key] ?? Infinity)) found[key] = Number(value);
+  }
   const pairs = (parameters.get("own") ?? "").match(/\d{1,4}-\d{1,4}/g) ?? [];
   found.own = pairs.map((pair) => pair.split("-").map(Number));
   found.looked = ((parameters.get("looked") ?? "").match(/\d{1,4}/g) ?? []).map(Number);
@@ -67,7 +73,7 @@ export function followAddress() {
   window.addEventListener("hashchange", () => change(readAddress()));
 }
 
-function write() {
+function write(step) {
   const parameters = new URLSearchParams();
   for (const key of Object.keys(DEFAULTS)) {
     const value = state[key];
@@ -77,5 +83,5 @@ function write() {
     else if (key === "guesses") for (const [position, word] of value) parameters.append("guess", `${position}:${word}`);
     else if (value !== null) parameters.set(key, value);
   }
-  history.replaceState(null, "", `#${parameters}`);
+  history[step ? "pushState" : "replaceState"](null, "", `#${parameters}`);
 }

@@ -35,7 +35,7 @@ export function drawMasks(root, { block, masks, state, change }) {
 function showSeed(control, masks, state, change) {
   const kept = control.querySelector("input");
   if (!masks) {
-    control.replaceChildren(h("p", { class: "facts" }, "No masks are drawn here for this text: choose your own spans below."));
+    control.replaceChildren(h("p", { class: "facts" }, "This file holds the masks of its example texts alone. For this text drag over the tokens below, and your spans are masked; “spanbert explore” without --html draws masks for every text."));
   } else if (kept) {
     kept.value = String(state.seed);
     control.querySelector("output").textContent = String(state.seed);
@@ -107,7 +107,11 @@ function ownRow(block, state, change) {
     const own = removes ? spans.filter(([a, b]) => chosen[0] < a || chosen[0] > b) : joined([...spans, chosen], last);
     change({ own, scheme: own.length ? "own" : state.scheme, target: null, looked: [], guesses: [] });
   };
-  const line = h("div", { class: "line own", data: { scheme: "own" }, role: "group", "aria-label": "Choose spans: Shift and arrows select, Enter masks or unmasks" }, spaced(elements));
+  const abandon = () => {
+    anchor = null;
+    elements.forEach((element) => element.classList.remove("choosing"));
+  };
+  const line = h("div", { class: "line own", data: { scheme: "own" }, role: "group", "aria-label": "Choose spans: Shift and arrows, Home or End select, Enter masks or unmasks, Escape abandons" }, spaced(elements));
   line.addEventListener("pointerdown", (event) => {
     const element = event.target.closest("[data-token]");
     if (!element || event.button) return;
@@ -122,20 +126,20 @@ function ownRow(block, state, change) {
   });
   line.addEventListener("pointerup", commit);
   line.addEventListener("pointerleave", commit);
-  line.addEventListener("pointercancel", () => { anchor = null; elements.forEach((element) => element.classList.remove("choosing")); });
+  line.addEventListener("pointercancel", abandon);
   walkable(elements, {
     at: spans[0]?.[0] ?? 1,
     moved: (index, event) => {
       if (!event.shiftKey) {
-        anchor = null;
-        elements.forEach((element) => element.classList.remove("choosing"));
+        abandon();
         return;
       }
-      anchor ??= index + (event.key === "ArrowRight" ? -1 : 1);
+      anchor ??= Math.max(1, Math.min(last, Number(event.target.dataset.token)));
       choose(index);
     },
   });
   line.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") abandon();
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
     if (anchor === null) {

@@ -42,7 +42,12 @@ function sentence(block, targets, target, state) {
     const place = hidden && !known ? {} : { data: { start: starts[index], end: ends[index], token: index } };
     parts.push(h("span", { class: hidden ? `tok ${kind} ${boundary}` : tokenClass(tokens, index, boundary), ...place }, hidden && !known ? "\u2007?\u2007" : plain(tokens[index])));
   }
-  return h("p", { class: "line context", data: { view: "predictions" } }, low ? "… " : "", spaced(parts), high < tokens.length - 1 ? " …" : "");
+  return h(
+    "div",
+    { class: "context" },
+    h("p", { class: "line", data: { view: "predictions" } }, low ? "… " : "", spaced(parts), high < tokens.length - 1 ? " …" : ""),
+    h("p", { class: "legend" }, h("span", { class: "tok boundary" }, "word"), " beside the span: SBO reads the states of these two"),
+  );
 }
 
 function guessing(target, state, change) {
@@ -52,7 +57,7 @@ function guessing(target, state, change) {
     const guess = input.value.trim(), guesses = guess ? [...state.guesses, [target.position, guess]] : state.guesses;
     change({ guesses, looked: [...state.looked, target.position] });
   };
-  return h("form", { class: "guess", submit: look }, h("label", { for: "guess" }, `Guess before you look: which token stands at place ${target.offset + 1} of this span?`), h("div", { class: "control" }, input, h("button", { class: "button main", type: "submit" }, "Look")));
+  return h("form", { class: "guess", submit: look }, h("label", { for: "guess" }, `Guess before you look: which token stands at place ${target.offset + 1} of this span?`), h("div", { class: "control" }, input, h("button", { class: "button main", type: "submit" }, "Look")), h("p", { class: "soft" }, "With or without a guess, Look shows what each head reads and predicts."));
 }
 
 function revealed(block, target, run, about, state) {

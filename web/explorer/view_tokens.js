@@ -21,7 +21,7 @@ export function drawTokens(root, encoded) {
   walkable(chips, { at: 1 });
   const count = new Set(words.filter((word) => word !== null)).size, inner = tokens.length - 2;
   root.replaceChildren(
-    h("p", { class: "facts" }, `${count} words, ${inner} tokens, and [CLS] and [SEP] around them.`),
+    h("p", { class: "facts" }, `${count} word${count === 1 ? "" : "s"}, ${inner} token${inner === 1 ? "" : "s"}, and [CLS] and [SEP] around them.`),
     h("div", { class: "chips scroll", role: "group", "aria-label": "Tokens with their ids" }, groups),
   );
 }
