@@ -154,6 +154,9 @@ class NerTask:
         metrics = entity_metrics([sentence.spans for sentence in features.sentences], found)
         return metrics | {"sentences_in_parts": int((np.diff(features.bounds) > 1).sum())}
 
+    def scoring(self, features: Any) -> Mapping[str, str]:
+        return {}
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe(metrics)
 
