@@ -37,6 +37,8 @@ class FinetuneQAConfig(FinetuneConfig):
     """Longest answer at decoding, in tokens."""
     metric: Metric | None = None
     """How answers are compared on --dev: squad, cmrc (CMRC 2018), drcd, or mlqa-LANG (XQuAD, too). It is stored with the model, whose later evaluations use it. Left out: squad, or cmrc where the question ids are those of CMRC 2018."""
+    ignore_offsets: bool = False
+    """Accept answers in --dev whose text is not at its character offset (the metrics use texts only). In --train such questions are skipped and counted."""
 
     @property
     def max_examples(self) -> int | None:
@@ -48,7 +50,8 @@ class FinetuneQAConfig(FinetuneConfig):
 
     def task(self) -> QATask:
         """The task as these options state it."""
-        return QATask(QASettings(self.window, self.stride, self.max_question, self.max_answer, metric=self.metric))
+        settings = QASettings(self.window, self.stride, self.max_question, self.max_answer, metric=self.metric)
+        return QATask(settings, check_offsets=not self.ignore_offsets)
 
 
 @dataclass(frozen=True)

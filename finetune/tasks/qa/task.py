@@ -102,7 +102,7 @@ class QATask:
 
     settings: QASettings = field(default_factory=QASettings)
     check_offsets: bool = True
-    """Refuse answers that do not stand where a file says (metrics compare texts only)."""
+    """Refuse answers that do not stand where a file says (metrics compare texts only); what trains always does."""
 
     @classmethod
     def of_model(cls, config: Mapping[str, Any], max_positions: int, source: str) -> Self:
@@ -136,7 +136,7 @@ class QATask:
         return {self.name: to_dict(self.settings)}
 
     def read(self, path: Path, purpose: Purpose) -> QuestionFile:
-        records = read_questions(path, purpose, check_offsets=self.check_offsets)
+        records = read_questions(path, purpose, check_offsets=self.check_offsets or purpose == "train")
         if purpose == "evaluate":
             for line in metric_of_file(self.settings.metric, *records.golds()).notes:
                 note(f"{path}: {line}")
