@@ -54,7 +54,8 @@ def evaluate(
 def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     """metrics.json and the task's own files → their names."""
     contents = dict(evaluation.task.files(evaluation.features, evaluation.predictions))
-    contents["metrics.json"] = json.dumps(evaluation.metrics, ensure_ascii=False, indent=1) + "\n"
+    metrics = {**evaluation.task.scoring(evaluation.features), **evaluation.metrics}
+    contents["metrics.json"] = json.dumps(metrics, ensure_ascii=False, indent=1) + "\n"
     for name, content in contents.items():
         write_atomic(folder / name, content)
     return list(contents)
@@ -80,6 +81,8 @@ def run_evaluate(trained: TrainedModel[Any], file: Path, output: Path | None, li
     for note in features.notes:
         print(f"  {note}")
     evaluation = evaluate(task, trained.model, features, trained.machine)
+    for name, value in task.scoring(features).items():
+        print(f"{name}: {value}")
     print(task.describe(evaluation.metrics))
     if output is not None:
         print(f"wrote {listed(write_evaluation(output, evaluation))} in {output}")

@@ -167,6 +167,10 @@ class Task(Protocol):
         """Metrics in percent."""
         ...
 
+    def scoring(self, features: Any) -> Mapping[str, str]:
+        """Which of several metrics ``score`` uses, for people and metrics.json; empty where there is one."""
+        ...
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         """The metrics as lines for people."""
         ...

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from finetune.evaluate import evaluate
 from finetune.predict import Machine
-from finetune.tasks.qa.commands import EvaluateQAConfig, run_evaluate
+from finetune.tasks.qa.commands import EvaluateQAConfig, FinetuneQAConfig, run_evaluate
 from finetune.tasks.qa.features import TextQuestionSet
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.checkpoint.model_folder import save_model
@@ -108,6 +109,67 @@ def test_predictions_file_scores_and_missing_answers(data: Path, tmp_path: Path,
     printed = capsys.readouterr().out
     assert "EM 37.50   F1 37.50   (8 questions)" in printed
     assert "5 questions without a prediction" in printed
+
+
+def cmrc_file(folder: Path) -> Path:
+    """Two questions as CMRC 2018 has them."""
+    context = "《战国无双3》由光荣和ω-force开发，在北京的大学展出。"
+    qas = [
+        {
+            "id": f"DEV_0_QUERY_{n}",
+            "question": "谁开发的？",
+            "answers": [{"text": gold, "answer_start": context.index(gold)}],
+        }
+        for n, gold in enumerate(("光荣和ω-force", "北京的大学"))
+    ]
+    path = folder / "cmrc.json"
+    path.write_text(
+        json.dumps({"version": "v1.0", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}), encoding="utf-8"
+    )
+    return path
+
+
+def test_the_metric_is_the_one_asked_for_or_said_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file, answers = cmrc_file(tmp_path), tmp_path / "answers.json"
+    answers.write_text(json.dumps({"DEV_0_QUERY_0": "光荣和ωforce", "DEV_0_QUERY_1": "北京和大学"}), encoding="utf-8")
+    # the first: all tokens, for CMRC drops the hyphen, as do SQuAD's and MLQA's rules. The second: 2 of 5 tokens in a
+    # run, 4 of 5 wherever they stand, and no whole word
+    for asked, metric, f1 in (
+        (None, "cmrc", 70),
+        ("squad", "squad", 50),
+        ("drcd", "drcd", 90),
+        ("mlqa-zh", "mlqa-zh", 90),
+    ):
+        output = tmp_path / str(asked)
+        run_evaluate(EvaluateQAConfig(file, predictions=answers, metric=asked, output=output))
+        printed = capsys.readouterr()
+        assert printed.out.startswith(f"metric: {metric}\nEM 50.00   F1 {f1}.00   (2 questions)")
+        assert ("scored with --metric cmrc, for its question ids" in printed.err) is (asked is None)
+        assert ("choose --metric cmrc, drcd or mlqa-zh" in printed.err) is (asked == "squad")
+        assert json.loads((output / "metrics.json").read_text())["metric"] == metric
+
+
+def test_a_model_keeps_its_metric_and_a_command_can_ask_for_another(
+    tmp_path: Path, make_model: MakeModel, tokenizer: Tokenizer, data: Path
+) -> None:
+    task = QATask(replace(SETTINGS, metric="mlqa-de"))
+    save_model(tmp_path / "model", make_model(seed=3), tokenizer, task.model_config())
+    for asked, used in ((None, "mlqa-de"), ("drcd", "drcd")):
+        output = tmp_path / used
+        run_evaluate(EvaluateQAConfig(tmp_path / "model", data / "qa_v1.json", output=output, metric=asked))
+        metrics = json.loads((output / "metrics.json").read_text())
+        predictions = output / "predictions.json"
+        again = tmp_path / f"again-{used}"
+        run_evaluate(EvaluateQAConfig(data / "qa_v1.json", predictions=predictions, metric=used, output=again))
+        rescored = json.loads((again / "metrics.json").read_text())
+        assert metrics["metric"] == used
+        assert {key: metrics[key] for key in rescored} == rescored
+
+
+def test_training_passes_its_metric_to_the_task() -> None:
+    config = FinetuneQAConfig(Path("t"), Path("o"), "random", metric="cmrc")
+    assert config.task().settings.metric == "cmrc"
+    assert FinetuneQAConfig(Path("t"), Path("o"), "random").task().settings.metric is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import finetune.train as training
 from finetune.tasks.qa.answerer import QuestionAnswerer
-from finetune.tasks.qa.commands import FinetuneQAConfig, run_finetune
+from finetune.tasks.qa.commands import EvaluateQAConfig, FinetuneQAConfig, run_evaluate, run_finetune
 from finetune.tasks.qa.features import TextQuestionSet
 from finetune.tasks.qa.task import qa_loss_sum
 from finetune.train import epoch_order, step_windows
@@ -334,3 +334,22 @@ def test_divergence_ends_with_a_sentence(options: Start) -> None:
         record["step"] for record in read_metrics(config.output / "metrics.jsonl") if record["split"] == "skipped"
     ]
     assert skipped == [2, 3, 4]
+
+
+def test_later_evaluations_use_the_metric_that_the_run_was_scored_with(
+    options: Start, data: Path, tmp_path: Path
+) -> None:
+    """It is in the model; and --dev may have an answer that is not in the text as it stands, as CMRC 2018's has."""
+    content = json.loads((data / "qa_v1.json").read_text(encoding="utf-8"))
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = -1
+    dev = tmp_path / "dev.json"
+    dev.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="--ignore-offsets"):
+        run_finetune(options("refused", dev=dev))
+    config = options(dev=dev, metric="drcd", ignore_offsets=True, epochs=1)
+    run_finetune(config)
+    run_evaluate(EvaluateQAConfig(config.output / "model", dev, output=tmp_path / "later", ignore_offsets=True))
+    scored, later = (json.loads((one / "metrics.json").read_text()) for one in (config.output, tmp_path / "later"))
+    assert scored["metric"] == later["metric"] == "drcd"
+    assert scored["f1"] == later["f1"]
+    assert json.loads((config.output / "model" / "config.json").read_text())["qa"]["metric"] == "drcd"

@@ -184,6 +184,9 @@ class ClassifyTask:
         predicted_E = np.array([one.label for one in predictions], dtype=np.int64)
         return classification_metrics(features.label_E, predicted_E, len(self.settings.labels)) | parts
 
+    def scoring(self, features: Any) -> Mapping[str, str]:
+        return {}
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         shown = {
             "single": "accuracy {accuracy:.2f}   macro F1 {macro_f1:.2f}   Matthews {matthews:.2f}",

@@ -11,6 +11,8 @@ from tyro.conf import Positional
 from finetune import evaluate, predict, train
 from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import TrainedModel
+from finetune.records import MalformedRecord
+from finetune.tasks.ner.schemes import Tag
 from finetune.tasks.ner.task import NerSettings, NerTask
 from spanbert.config import check_range
 from spanbert.errors import UserError
@@ -22,6 +24,8 @@ class FinetuneNerConfig(FinetuneConfig):
 
     tag_column: str | None = None
     """CoNLL column of the tag: its number from 1, or its name where the file names its columns. Otherwise the last one that holds tags."""
+    tag_names: str | None = None
+    """Names of the tags where JSON lines have numbers, as in Hugging Face data sets: separated by commas, 0 first, such as O,B-PER,I-PER. Stored with the model."""
     window: int = NerSettings.window
     """Longest window in tokens; a longer sentence is cut into windows that overlap."""
     overlap: int = NerSettings.overlap
@@ -39,7 +43,7 @@ class FinetuneNerConfig(FinetuneConfig):
 
     def task(self) -> NerTask:
         """The task as these options state it; its types of entity are those of the training file."""
-        return NerTask(NerSettings(self.window, self.overlap, self.tag_column))
+        return NerTask(NerSettings(self.window, self.overlap, self.tag_column, names_of(self.tag_names)))
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class EvaluateNerConfig(EvaluateConfig):
 
     tag_column: str | None = None
     """CoNLL column of the tag, where it is not the one of the training file."""
+    tag_names: str | None = None
+    """Names of the tags where JSON lines have numbers, separated by commas, 0 first, where they are not those of the training file."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,19 @@ class PredictNerConfig(PredictConfig):
 
     file: Positional[Path]
     """Lines with a text each, JSON lines with "text" or "tokens", or CoNLL columns; - for standard input. Tags are not looked at."""
+
+
+def names_of(option: str | None) -> tuple[str, ...]:
+    """The tags that --tag-names lists. Raises UserError for one of no scheme, and for one that is there twice."""
+    names = tuple(name.strip() for name in option.split(",")) if option is not None else ()
+    for name in names:
+        try:
+            Tag.of(name)
+        except MalformedRecord as error:
+            raise UserError(f"--tag-names {option}: {error}.") from None
+        if names.count(name) > 1:
+            raise UserError(f"--tag-names {option}: {name} is there twice; give each number its own tag.")
+    return names
 
 
 def run_finetune(config: FinetuneNerConfig) -> None:
@@ -68,8 +87,12 @@ def run_evaluate(config: EvaluateNerConfig) -> None:
     if config.file is None:
         raise UserError(f"give a labelled file too: spanbert evaluate ner {config.model} FILE")
     trained: TrainedModel[NerTask] = predict.load_configured(NerTask, config.model, config)
+    settings = trained.task.settings
     if config.tag_column is not None:
-        trained = replace(trained, task=NerTask(replace(trained.task.settings, tag_column=config.tag_column)))
+        settings = replace(settings, tag_column=config.tag_column)
+    if config.tag_names is not None:
+        settings = replace(settings, tag_names=names_of(config.tag_names))
+    trained = replace(trained, task=NerTask(settings))
     evaluate.run_evaluate(trained, config.file, config.output, config.limit)
 
 

@@ -1,7 +1,7 @@
 """Reading sentences and their entities, plain or gz:
 
 columns        CoNLL's: a word a line, its tag in a column (``conll``); IOB1, IOB2 and BIOES are told apart and converted
-JSON lines     ``tokens`` and ``tags`` (or ``ner_tags``); or ``text`` and character spans ``spans``, ``entities`` or
+JSON lines     ``tokens`` and ``tags`` (or ``ner_tags``), names or, where the names are given, numbers; or ``text`` and character spans ``spans``, ``entities`` or
                ``label``: [start, end, type] or {"start", "end", "label"}, as annotation tools write them
 plain lines    to predict: each line is a text, split into words here
 """
@@ -9,7 +9,7 @@ plain lines    to predict: each line is a text, split into words here
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,12 +83,16 @@ class SentenceFile:
 
 
 def read_sentences(
-    path: Path, purpose: Purpose, tag_column: str | None = None, known: frozenset[str] = frozenset()
+    path: Path,
+    purpose: Purpose,
+    tag_column: str | None = None,
+    known: frozenset[str] = frozenset(),
+    tag_names: Sequence[str] = (),
 ) -> SentenceFile:
     """The sentences of ``path``, or of standard input for ``-``.
 
     tag_column: of CoNLL's columns, number from 1 or name; None to look for it. known: types there may be; empty when
-    any will do. Raises UserError for a file without tags or without a usable sentence, and, unless it is read to train
+    any will do. tag_names: what the numbers 0, 1, … in JSON lines mean. Raises UserError for a file without tags or without a usable sentence, and, unless it is read to train
     on, at the first malformed record.
     """
     with readable(path, errors="surrogateescape") as stream:
@@ -97,7 +101,7 @@ def read_sentences(
     filled = next((line for line in lines if line.strip()), "")
     labelled = purpose != "predict"
     if filled.lstrip().startswith("{"):
-        sentences = _json_lines(lines, found, labelled)
+        sentences = _json_lines(lines, found, labelled, tag_names)
     elif labelled or looks_like_columns(lines):
         sentences = _columns(lines, found, tag_column, labelled)
     else:
@@ -177,7 +181,7 @@ def _sentence(line: int, words: list[str], tags: list[Tag] | None, text: str | N
     return replace(sentence, entities=entities, spans=tuple(map(sentence.span, entities)))
 
 
-def _json_lines(lines: list[str], found: SentenceFile, labelled: bool) -> Iterator[Sentence]:
+def _json_lines(lines: list[str], found: SentenceFile, labelled: bool, tag_names: Sequence[str]) -> Iterator[Sentence]:
     tagged: list[tuple[int, dict[str, Any], list[str], list[Tag]]] = []
     inside = 0  # spans that begin or end inside a word
     for number, line in enumerate(lines, 1):
@@ -186,7 +190,7 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool) -> Iterat
         try:
             entry = parse_line(line)
             if has(entry, "tokens"):
-                words, tags = _tokens(entry, labelled)
+                words, tags = _tokens(entry, labelled, tag_names)
                 tagged.append((number, entry, words, tags))
                 continue
             sentence = Sentence(number, need_text(entry, "text"), (), id=str(entry.get("id", "")))
@@ -216,7 +220,7 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool) -> Iterat
         )
 
 
-def _tokens(entry: dict[str, Any], labelled: bool) -> tuple[list[str], list[Tag]]:
+def _tokens(entry: dict[str, Any], labelled: bool, tag_names: Sequence[str]) -> tuple[list[str], list[Tag]]:
     words = need(entry, "tokens", list)
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise MalformedRecord("empty word" if words else "empty field", '"tokens" must be a list of words')
@@ -226,9 +230,27 @@ def _tokens(entry: dict[str, Any], labelled: bool) -> tuple[list[str], list[Tag]
     tags = need(entry, key, list)
     if len(tags) != len(words):
         raise MalformedRecord("another number of tags", f"{len(tags)} for {len(words)} tokens")
-    if not all(isinstance(tag, str) for tag in tags):
-        raise MalformedRecord("tags without names", f'"{key}" must hold names such as B-PER, not numbers')
-    return words, [Tag.of(tag) for tag in tags]
+    return words, [Tag.of(_tag_name(tag, key, tag_names)) for tag in tags]
+
+
+def _tag_name(tag: Any, key: str, tag_names: Sequence[str]) -> str:
+    """A tag that is written as its name, or as its number among ``tag_names``."""
+    if isinstance(tag, str):
+        return tag
+    if type(tag) is not int:
+        raise MalformedRecord(
+            "tags without names", f'"{key}" must hold names such as B-PER, not {json.dumps(tag)[:80]}'
+        )
+    if not tag_names:
+        raise MalformedRecord(
+            "tags without names",
+            f'"{key}" holds numbers; name them in their order, 0 first, such as --tag-names O,B-PER,I-PER',
+        )
+    if not 0 <= tag < len(tag_names):
+        raise MalformedRecord(
+            "a tag number without a name", f'{tag} in "{key}"; --tag-names has {len(tag_names)} names, from 0'
+        )
+    return tag_names[tag]
 
 
 def _with_spans(sentence: Sentence, entry: dict[str, Any]) -> Sentence:

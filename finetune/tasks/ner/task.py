@@ -37,6 +37,8 @@ class NerSettings:
     """Tokens that two windows of a sentence share."""
     tag_column: str | None = None
     """Of the CoNLL files it was trained on; None: found by itself."""
+    tag_names: tuple[str, ...] = ()
+    """What the numbers 0, 1, … mean where JSON lines have numbers for tags."""
     labels: tuple[str, ...] = ()
     """Tags, in the order of the logits."""
 
@@ -95,7 +97,7 @@ class NerTask:
 
     def read(self, path: Path, purpose: Purpose) -> SentenceFile:
         known = frozenset(Tag.of(label).type for label in self.settings.labels) - {""}
-        return read_sentences(path, purpose, self.settings.tag_column, known)
+        return read_sentences(path, purpose, self.settings.tag_column, known, self.settings.tag_names)
 
     def learned_from(self, records: SentenceFile) -> Self:
         """The types that occur. Raises UserError when there is no entity."""
@@ -153,6 +155,9 @@ class NerTask:
         ]
         metrics = entity_metrics([sentence.spans for sentence in features.sentences], found)
         return metrics | {"sentences_in_parts": int((np.diff(features.bounds) > 1).sum())}
+
+    def scoring(self, features: Any) -> Mapping[str, str]:
+        return {}
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe(metrics)

@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from finetune import evaluate, predict, train
 from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import TrainedModel
-from finetune.tasks.qa.metrics import describe, qa_metrics
+from finetune.tasks.qa.metrics import Metric, describe, metric_of_file, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.config import check_range, read_json
@@ -35,6 +35,10 @@ class FinetuneQAConfig(FinetuneConfig):
     """Tokens kept of a question; cut ones are counted and reported."""
     max_answer: int = 30
     """Longest answer at decoding, in tokens."""
+    metric: Metric | None = None
+    """How answers are compared on --dev: squad, cmrc (CMRC 2018), drcd, or mlqa-LANG (XQuAD, too). It is stored with the model, whose later evaluations use it. Left out: squad, or cmrc where the question ids are those of CMRC 2018."""
+    ignore_offsets: bool = False
+    """Accept answers in --dev whose text is not at its character offset (the metrics use texts only). In --train such questions are skipped and counted."""
 
     @property
     def max_examples(self) -> int | None:
@@ -46,7 +50,8 @@ class FinetuneQAConfig(FinetuneConfig):
 
     def task(self) -> QATask:
         """The task as these options state it."""
-        return QATask(QASettings(self.window, self.stride, self.max_question, self.max_answer))
+        settings = QASettings(self.window, self.stride, self.max_question, self.max_answer, metric=self.metric)
+        return QATask(settings, check_offsets=not self.ignore_offsets)
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,14 @@ class EvaluateQAConfig(EvaluateConfig):
     """Step between windows in tokens, instead of the model's own."""
     null_threshold: float | None = None
     """Answer nothing when the score of that exceeds the best answer's by more than this, instead of the threshold stored in the model; a model that otherwise always answers may then answer nothing, too."""
+    metric: Metric | None = None
+    """How answers are compared: squad, cmrc (CMRC 2018), drcd, or mlqa-LANG (XQuAD, too), instead of the model's own. Where neither says: squad, or cmrc where the question ids are those of CMRC 2018."""
     ignore_offsets: bool = False
     """Accept answers whose text is not at its character offset (the metrics use texts only)."""
 
     def changed(self, task: QATask) -> QATask:
         """The task with these options in place of the model's settings."""
-        options = {name: getattr(self, name) for name in ("window", "stride")}
+        options = {name: getattr(self, name) for name in ("window", "stride", "metric")}
         changes = {name: value for name, value in options.items() if value is not None}
         settings = replace(with_threshold(task, self.null_threshold).settings, **changes)
         return QATask(settings, check_offsets=not self.ignore_offsets)
@@ -133,14 +140,18 @@ def _score_predictions(config: EvaluateQAConfig, predictions: Path) -> None:
     if config.output is not None:
         evaluate.check_output(config.output)
     questions = read_questions(config.model, "evaluate", check_offsets=not config.ignore_offsets).first(config.limit)
-    metrics = score_predictions(predictions, questions)
-    print(describe(metrics))
+    ids, golds = questions.golds()
+    chosen = metric_of_file(config.metric, ids, golds)
+    for line in chosen.notes:
+        note(f"{config.model}: {line}")
+    metrics = score_predictions(predictions, questions, chosen.metric)
+    print(f"metric: {chosen.metric}\n{describe(metrics)}")
     if config.output is not None:
-        write_atomic(config.output / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        write_atomic(config.output / "metrics.json", json.dumps({"metric": chosen.metric} | metrics, indent=1) + "\n")
         print(f"wrote {config.output}/metrics.json")
 
 
-def score_predictions(predictions: Path, questions: QuestionFile) -> dict[str, float]:
+def score_predictions(predictions: Path, questions: QuestionFile, metric: Metric = "squad") -> dict[str, float]:
     """Official metrics of an existing predictions file (id → text), without a model."""
     content = read_json(predictions, RECORDS_BYTES)
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
@@ -150,4 +161,4 @@ def score_predictions(predictions: Path, questions: QuestionFile) -> dict[str, f
         raise UserError(
             f"{predictions}: has none of the question ids of {questions.report.path}; is it for another file?"
         )
-    return qa_metrics(golds, content, version_2=any(not answers for answers in golds.values()))
+    return qa_metrics(golds, content, version_2=any(not answers for answers in golds.values()), metric=metric)

@@ -3,6 +3,7 @@
 Both scripts compare answers after lower-casing, deleting ASCII punctuation, deleting the articles a, an and the,
 and joining what is left with single spaces, and both take the best value over a question's gold answers.
 They differ in one case: when either side has no word left, 1.1 gives F1 0, while 2.0 gives 1 if both are empty.
+Other metrics put their own comparison in the place of SQuAD's (``normalisation``); the rest is the same.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from finetune.tasks.qa.normalisation import FORMS, AnswerForm
+
+Metric = Literal["squad", "cmrc", "drcd", "mlqa-en", "mlqa-de", "mlqa-es", "mlqa-zh"]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -22,33 +27,76 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, gold: str) -> float:
+_SQUAD = AnswerForm(normalize_answer, lambda text: normalize_answer(text).split())
+
+#: Question ids of CMRC 2018's files; no other set of questions here is named so.
+_CMRC_ID = re.compile(r"(TRAIN|DEV|TRIAL|TEST|CHALLENGE)_\d+_QUERY_\d+")
+_CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+
+
+def _form(metric: Metric) -> AnswerForm:
+    return _SQUAD if metric == "squad" else FORMS[metric]
+
+
+class ChosenMetric(NamedTuple):
+    """A metric, and what a person should know of the choice."""
+
+    metric: Metric
+    notes: tuple[str, ...] = ()
+
+
+def metric_of_file(asked: Metric | None, ids: Sequence[str], golds: Sequence[Sequence[str]]) -> ChosenMetric:
+    """What to score a file with: what was asked for; otherwise what its question ids say; otherwise ``squad``."""
+    if asked is None and ids and all(map(_CMRC_ID.fullmatch, ids)):
+        return ChosenMetric("cmrc", ("scored with --metric cmrc, for its question ids are those of CMRC 2018",))
+    chosen: Metric = asked or "squad"
+    answered = [answers for answers in golds if answers]
+    chinese = sum(any(map(_CHINESE_CHARACTER.search, answers)) for answers in answered)
+    if chosen == "squad" and 2 * chinese > len(answered):
+        return ChosenMetric(
+            chosen,
+            (
+                "its answers are Chinese, and --metric squad splits at white space, so that F1 is nearly exact match; "
+                "choose --metric cmrc, drcd or mlqa-zh",
+            ),
+        )
+    return ChosenMetric(chosen)
+
+
+def exact_match(prediction: str, gold: str, metric: Metric = "squad") -> float:
     """1.0 when both normalise to the same string."""
-    return float(normalize_answer(prediction) == normalize_answer(gold))
+    normal = _form(metric).normal
+    return float(normal(prediction) == normal(gold))
 
 
-def token_f1(prediction: str, gold: str, *, version_2: bool) -> float:
-    """Harmonic mean of precision and recall over the normalised words, counted with multiplicity."""
-    predicted, expected = normalize_answer(prediction).split(), normalize_answer(gold).split()
+def token_f1(prediction: str, gold: str, *, version_2: bool, metric: Metric = "squad") -> float:
+    """Harmonic mean of precision and recall over the normalised words, counted with multiplicity.
+
+    With ``cmrc``, over the longest run of tokens that both share.
+    """
+    form = _form(metric)
+    predicted, expected = form.tokens(prediction), form.tokens(gold)
     if version_2 and not (predicted and expected):
         return float(predicted == expected)
-    shared = sum((Counter(predicted) & Counter(expected)).values())
+    shared = form.shared(predicted, expected)
     if shared == 0:
         return 0.0
     precision, recall = shared / len(predicted), shared / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
-def score_question(prediction: str, golds: Sequence[str], *, version_2: bool) -> tuple[float, float]:
+def score_question(
+    prediction: str, golds: Sequence[str], *, version_2: bool, metric: Metric = "squad"
+) -> tuple[float, float]:
     """(exact match, F1) of one prediction: each the maximum over `golds`. No gold means unanswerable.
 
     As in the 2.0 script, golds that normalise to nothing are left out under `version_2`, and a question left
     without a gold is scored against the empty answer.
     """
     if version_2:
-        golds = [gold for gold in golds if normalize_answer(gold)] or [""]
-    exact = max(exact_match(prediction, gold) for gold in golds)
-    return exact, max(token_f1(prediction, gold, version_2=version_2) for gold in golds)
+        golds = [gold for gold in golds if _form(metric).normal(gold)] or [""]
+    exact = max(exact_match(prediction, gold, metric) for gold in golds)
+    return exact, max(token_f1(prediction, gold, version_2=version_2, metric=metric) for gold in golds)
 
 
 def best_threshold(
@@ -87,6 +135,7 @@ def qa_metrics(
     version_2: bool,
     null_odds: Mapping[str, float] | None = None,
     best_spans: Mapping[str, str] | None = None,
+    metric: Metric = "squad",
 ) -> dict[str, float]:
     """Official metrics in percent over the questions of `golds` (id → gold answers, empty = unanswerable).
 
@@ -100,7 +149,7 @@ def qa_metrics(
     def score(question: str, answers: Mapping[str, str]) -> tuple[float, float]:
         if question not in answers:
             return 0.0, 0.0
-        return score_question(answers[question], golds[question], version_2=version_2)
+        return score_question(answers[question], golds[question], version_2=version_2, metric=metric)
 
     scores = {question: score(question, predictions) for question in golds}
     metrics = {

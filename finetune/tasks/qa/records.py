@@ -96,6 +96,10 @@ class QuestionFile:
         """Questions without an answer."""
         return sum(question.impossible for question in self.questions)
 
+    def golds(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """The ids of the questions, and the answers to score each against."""
+        return [question.id for question in self.questions], [question.answers for question in self.questions]
+
     def summary(self) -> str:
         return f"{self.report.examples:,} questions ({self.impossible:,} unanswerable){self.report.losses}"
 

@@ -21,7 +21,7 @@ from finetune.records import Purpose
 from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question
 from finetune.tasks.qa.encode import encode_questions, encode_with_texts
 from finetune.tasks.qa.features import QuestionSet, TextQuestionSet, WindowConfig
-from finetune.tasks.qa.metrics import describe, qa_metrics
+from finetune.tasks.qa.metrics import Metric, describe, metric_of_file, qa_metrics
 from finetune.tasks.qa.records import QuestionFile, read_questions
 from spanbert.config import from_dict, to_dict
 from spanbert.errors import note
@@ -44,6 +44,8 @@ class QASettings:
     """Trained on unanswerable questions (SQuAD 2.0): may answer nothing."""
     null_threshold: float = 0.0
     """Answer nothing when null score − best span score exceeds this; chosen on dev for best F1."""
+    metric: Metric | None = None
+    """How answers are compared; None: by SQuAD's rules, or by those that a file's question ids call for."""
 
     @property
     def windows(self) -> WindowConfig:
@@ -100,7 +102,7 @@ class QATask:
 
     settings: QASettings = field(default_factory=QASettings)
     check_offsets: bool = True
-    """Refuse answers that do not stand where a file says (metrics compare texts only)."""
+    """Refuse answers that do not stand where a file says (metrics compare texts only); what trains always does."""
 
     @classmethod
     def of_model(cls, config: Mapping[str, Any], max_positions: int, source: str) -> Self:
@@ -134,7 +136,11 @@ class QATask:
         return {self.name: to_dict(self.settings)}
 
     def read(self, path: Path, purpose: Purpose) -> QuestionFile:
-        return read_questions(path, purpose, check_offsets=self.check_offsets)
+        records = read_questions(path, purpose, check_offsets=self.check_offsets or purpose == "train")
+        if purpose == "evaluate":
+            for line in metric_of_file(self.settings.metric, *records.golds()).notes:
+                note(f"{path}: {line}")
+        return records
 
     def learned_from(self, records: QuestionFile) -> Self:
         return replace(self, settings=replace(self.settings, null_allowed=records.impossible > 0))
@@ -199,11 +205,19 @@ class QATask:
     ) -> dict[str, float]:
         golds = dict(zip(features.questions.ids, features.golds, strict=True))
         answers = {one.id: one.answer(threshold) for one in predictions}
+        metric = self.metric_of(features)
         if all(golds.values()):
-            return qa_metrics(golds, answers, version_2=False)
+            return qa_metrics(golds, answers, version_2=False, metric=metric)
         null_odds = {one.id: one.null_odds for one in predictions}
         spans = {one.id: one.candidates[0].text for one in predictions}
-        return qa_metrics(golds, answers, version_2=True, null_odds=null_odds, best_spans=spans)
+        return qa_metrics(golds, answers, version_2=True, null_odds=null_odds, best_spans=spans, metric=metric)
+
+    def metric_of(self, features: TextQuestionSet) -> Metric:
+        """The one that ``score`` uses."""
+        return metric_of_file(self.settings.metric, features.questions.ids, features.golds).metric
+
+    def scoring(self, features: TextQuestionSet) -> dict[str, str]:
+        return {"metric": self.metric_of(features)}
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe(metrics)

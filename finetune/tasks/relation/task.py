@@ -161,6 +161,9 @@ class RelationTask:
         predicted_E = np.array([one.label for one in predictions], dtype=np.int64)
         return relation_metrics(features.label_E, predicted_E, self.settings.labels)
 
+    def scoring(self, features: Any) -> Mapping[str, str]:
+        return {}
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe(metrics, self._directed)
 

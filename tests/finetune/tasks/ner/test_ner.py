@@ -17,6 +17,7 @@ from finetune.tasks.ner.commands import (
     EvaluateNerConfig,
     FinetuneNerConfig,
     PredictNerConfig,
+    names_of,
     run_evaluate,
     run_finetune,
     run_predict,
@@ -135,7 +136,8 @@ BROKEN = [
     ("t.jsonl", '{"text": "Ann", "label": [["a", 3, "PER"]]}\n', "line 1: field of the wrong type"),
     ("t.jsonl", '{"text": "Ann"}\n', 'line 1: missing field:? "spans"'),
     ("t.jsonl", '{"tokens": ["Ann"], "tags": ["O", "O"]}\n', "line 1: another number of tags: 2 for 1"),
-    ("t.jsonl", '{"tokens": ["Ann"], "ner_tags": [3]}\n', "line 1: tags without names"),
+    ("t.jsonl", '{"tokens": ["Ann"], "ner_tags": [3]}\n', 'line 1: tags without names: "ner_tags" holds numbers; name them .* --tag-names O,B-PER,I-PER'),
+    ("t.jsonl", '{"tokens": ["Ann"], "ner_tags": [true]}\n', 'line 1: tags without names: "ner_tags" must hold names .* not true'),
     ("t.jsonl", "{broken\n", "line 1: line is not valid JSON"),
 ]  # fmt: skip
 
@@ -145,6 +147,44 @@ def test_mistakes_in_files_are_one_sentence(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_sentences(tmp_path / name, "evaluate", None, frozenset({"PER", "LOC"}))
+
+
+def test_numbers_are_read_by_the_names_of_the_tags(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(
+        '{"tokens": ["Ann", "Lee", "in", "Rome"], "ner_tags": [1, 2, 0, 3]}\n{"tokens": ["Rome"], "tags": ["B-LOC"]}\n'
+    )
+    names = names_of("O, B-PER,I-PER,B-LOC")
+    found = read_sentences(tmp_path / "t.jsonl", "evaluate", tag_names=names)
+    assert [one.entities for one in found.sentences] == [
+        (Entity(0, 2, "PER"), Entity(3, 4, "LOC")),
+        (Entity(0, 1, "LOC"),),
+    ]
+    for few in (names[:3], names[:2]):
+        with pytest.raises(UserError, match=r"line 1: a tag number without a name: [23] in .* has [32] names"):
+            read_sentences(tmp_path / "t.jsonl", "evaluate", tag_names=few)
+    (tmp_path / "t.jsonl").write_text('{"tokens": ["Ann"], "ner_tags": [-1]}\n')
+    with pytest.raises(UserError, match="a tag number without a name: -1"):
+        read_sentences(tmp_path / "t.jsonl", "evaluate", tag_names=names)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("O,PER", "--tag-names O,PER: unknown tag scheme"),
+        ("O,,B-PER", "unknown tag scheme: ''"),
+        ("O,B-PER,O", "O is there twice"),
+    ],
+)
+def test_tag_names_of_no_scheme_are_refused(option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        names_of(option)
+
+
+def test_a_model_keeps_the_names_of_the_tags(tmp_path: Path) -> None:
+    settings = FinetuneNerConfig(Path("t"), Path("o"), "random", tag_names="O,B-PER,I-PER").task().settings
+    task = NerTask.of_model(NerTask(settings).model_config(), 512, "config.json")
+    (tmp_path / "t.jsonl").write_text('{"tokens": ["Ann", "left"], "ner_tags": [1, 0]}\n')
+    assert task.read(tmp_path / "t.jsonl", "evaluate").types() == ["PER"]
 
 
 def test_a_tag_column_that_is_not_there(tmp_path: Path) -> None:

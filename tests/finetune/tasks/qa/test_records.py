@@ -8,6 +8,7 @@ from finetune.records import RecordReport
 from finetune.tasks.qa.encode import encode_with_texts
 from finetune.tasks.qa.features import WindowConfig
 from finetune.tasks.qa.records import Paragraph, read_questions
+from finetune.tasks.qa.task import QATask
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -352,3 +353,52 @@ def test_an_unanswerable_question_needs_no_answers(tmp_path: Path) -> None:
     (question,) = read_questions(path, "evaluate").questions
     assert question.impossible
     assert question.id == "q"
+
+
+CHINESE = "在歐洲，梵語由德國學者陸特開創。𠮷野家ω-force，梵語古老。"
+
+
+@pytest.mark.parametrize("form", ["DRCD", "CMRC", "XQuAD"])
+def test_chinese_files_are_read_by_characters(tmp_path: Path, form: str) -> None:
+    """Offsets count characters, also after one beyond the basic plane; the second 梵語 is not taken for the first."""
+    golds = [("梵語", CHINESE.rindex("梵語")), ("ω-force", CHINESE.index("ω")), ("𠮷野家", CHINESE.index("𠮷"))]
+    qas = [
+        {
+            "id": f"{form}_{n}",
+            "question": "什麼？",
+            "answers": [{"text": text, "answer_start": start} | ({"id": "1"} if form == "DRCD" else {})],
+        }
+        for n, (text, start) in enumerate(golds)
+    ]
+    paragraph = {"context": CHINESE, "qas": qas} | ({} if form == "XQuAD" else {"id": "P"})
+    content = {"version": "1.3", "data": [{"title": "梵文", "paragraphs": [paragraph]}]}
+    path = tmp_path / "zh.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=form == "XQuAD").encode()))
+    paragraphs, report = read(path)
+    assert report.examples == 3
+    assert [q.spans for q in paragraphs[0].questions] == [((start, start + len(text)),) for text, start in golds]
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_an_answer_that_cmrc_did_not_find_is_named_skipped_or_scored_by_its_text(tmp_path: Path, start: int) -> None:
+    """CMRC 2018 has -1, or a place one character off, where the annotators' answer is not in the text as it stands."""
+    question = {"id": "DEV_6_QUERY_2", "question": "何時？", "answers": [{"text": "梵語古老", "answer_start": start}]}
+    path = tmp_path / "cmrc.json"
+    path.write_text(squad(question, CHINESE), encoding="utf-8")
+    with pytest.raises(UserError, match='article "Sky", paragraph 0, id DEV_6_QUERY_2: answer not at its offset'):
+        read(path)
+    with pytest.raises(UserError, match="1 malformed record"):  # the only one, so that nothing is left to train on
+        read(path, skip_malformed=True)
+    paragraphs, _ = read(path, check_offsets=False)
+    assert [(q.answers, q.spans) for q in paragraphs[0].questions] == [(("梵語古老",), ())]
+
+
+def test_what_is_accepted_to_score_is_never_trained_on(tmp_path: Path) -> None:
+    """A question without the place of its answer would teach that there is none."""
+    question = {"id": "a", "question": "Why?", "answers": [{"text": "blue", "answer_start": -1}]}
+    path = tmp_path / "off.json"
+    path.write_text(squad(question))
+    task = QATask(check_offsets=False)
+    assert task.read(path, "evaluate").report.examples == 1
+    with pytest.raises(UserError, match="1 malformed record"):
+        task.read(path, "train")
