@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -149,10 +149,16 @@ def run_predict(trained: TrainedModel[Any], file: Path, output: Path | None, lim
     for note in features.notes:
         print(f"{file}: {note}", file=sys.stderr)
     predictions = predict(task, trained.model, features, trained.machine)
-    lines = (json.dumps(task.record(features, n, one), ensure_ascii=False) for n, one in enumerate(predictions))
+    found = (task.record(features, n, one) for n, one in enumerate(predictions))
+    write_records(found, output, f"{features.examples:,} {task.noun}")
+
+
+def write_records(records: Iterable[dict[str, Any]], output: Path | None, content: str) -> None:
+    """JSON lines to ``output``, with a line that says so and of what they are, or to standard output."""
+    lines = (json.dumps(record, ensure_ascii=False) for record in records)
     if output is None:
         for line in lines:
             print(line)
         return
     write_atomic(output, "".join(f"{line}\n" for line in lines))
-    print(f"wrote {output} ({features.examples:,} {task.noun})")
+    print(f"wrote {output} ({content})")

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 
 import spanbert
 from pretrain.inspect.fill import fill
-from pretrain.inspect.fill_template import parse_template
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.spans.template import parse_template
 
 ROOT = Path(spanbert.__file__).parents[1]
 model, tokenizer, _ = load_model_and_tokenizer(find_model(Path("encoder")), SpanBertForPretraining)

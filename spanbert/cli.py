@@ -39,6 +39,11 @@ COMMANDS = {
     "serve": ("web.serve", "run_serve", "answer questions over HTTP, and on a page in the browser"),
     "explore": ("web.explorer.command", "run_explore", "see in the browser how a model masks, attends and answers"),
     "fill": ("pretrain.inspect.fill", "run_fill", "fill a masked span, e.g. 'The [SPAN:3] of France is Paris'"),
+    "classify": (
+        "finetune.tasks.classification.classify",
+        "run_classify",
+        "classify texts without training, by the word that fits a prompt",
+    ),
     "masks": ("pretrain.inspect.show_masks", "run_masks", "show what span masking does to a text"),
     "runs": ("spanbert.training.list_runs", "run_runs", "list run folders: state, step, loss, speed"),
     "plot": ("spanbert.training.list_runs", "run_plot", "draw the curves of runs over one another"),

@@ -20,7 +20,6 @@ from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
 from pretrain.data.sampler import DataOrder
 from pretrain.inspect.fill import fill
-from pretrain.inspect.fill_template import parse_template
 from pretrain.masking.masker import MaskConfig, Masker
 from pretrain.metrics import Validation
 from spanbert.checkpoint.model_folder import load_model
@@ -30,6 +29,7 @@ from spanbert.distributed import alone
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.models import SpanBertForPretraining
+from spanbert.spans.template import parse_template
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 QUESTION_WORDS = ("how many", "how much", "how", "who", "when", "where", "which", "why", "what")

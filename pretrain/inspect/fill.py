@@ -1,10 +1,7 @@
 """``spanbert fill``: predict a masked span of several tokens with the MLM head, the SBO head, or both.
 
-``[SPAN:n]`` in a text stands for n masked tokens, ``[SPAN:a-b]`` for any number from a to b, ``[MASK]`` for one. Both
-heads predict every token of a span at once, from the same forward pass: MLM from the token's own output, SBO from the two
-visible tokens around the span and the token's place in it (§3.2). ``both`` averages their log-probabilities and normalises:
-the order is that of the product, which is what the training objective adds up (§3.3), but the product itself counts
-twice what both heads know, such as which words are frequent (6.90 nats a token against 9.15, on 287 held-out spans).
+``[SPAN:n]`` in a text stands for n masked tokens, ``[SPAN:a-b]`` for any number from a to b, ``[MASK]`` for one. What the
+heads expect there is ``spanbert/spans/log_probs.py``'s to say; here the best fills are found and shown.
 """
 
 from __future__ import annotations
@@ -20,21 +17,18 @@ import torch
 import tyro
 from torch import Tensor
 
-from pretrain.inspect.fill_template import Template, parse_template
-from spanbert.checkpoint.load_report import LoadReport, untied_note
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
 from spanbert.config import check_range
 from spanbert.device import choose_device
 from spanbert.errors import UserError
-from spanbert.model.batch import pack_sequences
 from spanbert.model.models import SpanBertForPretraining
-from spanbert.model.vocabulary_loss import vocabulary_logits
+from spanbert.spans.log_probs import Head, check_width, choose_head, span_log_probs
+from spanbert.spans.template import Template, parse_template
 from spanbert.terminal import colour as colour_code
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import encoder_path
 
-Head = Literal["mlm", "sbo", "both"]
 #: More combinations of lengths than this (several ``[SPAN:a-b]`` in one text) are refused.
 MOST_COMBINATIONS = 256
 BATCH = 16
@@ -104,27 +98,6 @@ def run_fill(config: FillConfig) -> None:
     print(render(result, head, folder, colour=sys.stdout.isatty()))
 
 
-def choose_head(asked: str, report: LoadReport, path: str) -> Head:
-    """The head or heads to use. Raises UserError when one that was asked for has never been trained."""
-    trained = [head for head in ("mlm", "sbo") if report.has(head)]
-    for head, matrix in report.untied.items():
-        if not trained or asked in (head, "both"):
-            raise UserError(f"{path} cannot fill: {untied_note(head, matrix)}")
-    if not trained:
-        raise UserError(
-            f"{path} has no trained MLM or SBO head, only an encoder: pretrain from it first "
-            f"(spanbert pretrain … --init-from {path})"
-        )
-    wanted = {"auto": trained, "both": ["mlm", "sbo"]}.get(asked, [asked])
-    for head in wanted:
-        if head not in trained:
-            raise UserError(
-                f"{path} has no trained {head.upper()} head (it was only initialised): use --head {trained[0]}, or go on "
-                f"pretraining from it with spanbert pretrain … --init-from {path}"
-            )
-    return "both" if len(wanted) == 2 else wanted[0]  # type: ignore[return-value]
-
-
 @torch.inference_mode()
 def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template, head: Head, top_k: int) -> Filled:
     """The ``top_k`` best fills over all lengths that the template allows, ranked by mean log-probability per token.
@@ -142,14 +115,13 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
         )
     combinations = list(itertools.product(*(range(blank.shortest, blank.longest + 1) for blank in template.blanks)))
     widest = max(max(lengths) for lengths in combinations)
-    if head != "mlm" and widest > model.config.sbo_positions:
-        raise UserError(
-            f"the SBO head was built for spans of at most {model.config.sbo_positions} tokens, not {widest}: use --head mlm"
-        )
+    check_width(model, head, widest)
     scored: list[tuple[Candidate, Tensor]] = []
     for start in range(0, len(combinations), BATCH):
         some = combinations[start : start + BATCH]
-        for lengths, log_probs_MV in zip(some, span_log_probs(model, tokenizer, template, some, head), strict=True):
+        sequences = [template.with_masks(lengths, tokenizer) for lengths in some]
+        for lengths, found_MV in zip(some, span_log_probs(model, tokenizer, sequences, head), strict=True):
+            log_probs_MV = found_MV.cpu()
             found = best_fills(log_probs_MV, lengths, tokenizer, top_k)
             scored += [(one, log_probs_MV) for one in found if one.mean_log_probability > LEAST_LOG_PROBABILITY]
     if not scored:
@@ -164,48 +136,6 @@ def fill(model: SpanBertForPretraining, tokenizer: Tokenizer, template: Template
         for ps, row in zip(probs.tolist(), ids.tolist(), strict=True)
     ]
     return Filled([candidate for candidate, _ in scored[:top_k]], positions, template)
-
-
-def span_log_probs(
-    model: SpanBertForPretraining,
-    tokenizer: Tokenizer,
-    template: Template,
-    combinations: list[tuple[int, ...]],
-    head: Head,
-) -> list[Tensor]:
-    """One (masked tokens, V) tensor of log-probabilities for each combination of lengths, from one packed forward pass.
-
-    A special token never fills a span, nor does a continuation token ("##…") begin one: their log-probability is −∞.
-    """
-    device = model.mlm.bias.device
-    sequences = [template.with_masks(lengths, tokenizer) for lengths in combinations]
-    packed = pack_sequences([(s.ids,) for s in sequences], tokenizer.cls_id, tokenizer.sep_id)
-    hidden_TH = model.encoder(*packed.tensors().to(device))
-    embedding_VH = model.encoder.embeddings.word.weight
-    unreachable_V = torch.ones(embedding_VH.shape[0], dtype=torch.bool, device=device)
-    unreachable_V[: tokenizer.vocab_size] = False  # rows beyond the vocabulary are padding
-    unreachable_V[torch.as_tensor(tokenizer.special_ids, device=device)] = True
-    continues_V = unreachable_V.clone()
-    continues_V[: tokenizer.vocab_size] |= ~torch.as_tensor(tokenizer.starts_word, device=device)
-
-    results = []
-    for number, sequence in enumerate(sequences):
-        begin = int(packed.cu_seqlens[number])
-        starts = [begin + start for start, _ in sequence.spans]
-        counts = torch.tensor([end - start for start, end in sequence.spans], device=device)
-        span_M = torch.arange(len(starts), device=device).repeat_interleave(counts)
-        offset_M = torch.cat([torch.arange(int(n), device=device) for n in counts])
-        first_S = torch.tensor(starts, device=device)
-        if head in ("mlm", "both"):
-            features_MH = model.mlm(hidden_TH[first_S[span_M] + offset_M])
-            total_MV = vocabulary_logits(features_MH, embedding_VH, model.mlm.bias).float().log_softmax(-1)
-        if head in ("sbo", "both"):
-            features_MH = model.sbo(hidden_TH[first_S - 1], hidden_TH[first_S + counts], span_M, offset_M)
-            sbo_MV = vocabulary_logits(features_MH, embedding_VH, model.sbo.bias).float().log_softmax(-1)
-            total_MV = sbo_MV if head == "sbo" else ((total_MV + sbo_MV) / 2).log_softmax(-1)
-        forbidden_MV = torch.where((offset_M == 0)[:, None], continues_V, unreachable_V)
-        results.append(total_MV.masked_fill(forbidden_MV, float("-inf")).cpu())
-    return results
 
 
 def best_fills(log_probs_MV: Tensor, lengths: tuple[int, ...], tokenizer: Tokenizer, top_k: int) -> list[Candidate]:

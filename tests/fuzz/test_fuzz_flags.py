@@ -26,6 +26,7 @@ ARGUMENTS = {
     "init": ["nothing", "--output", "out"], "pretrain": ["nothing", "--output", "out"],
     "index": ["nothing", "--output", "out"], "calibrate": ["nothing", "nothing"],
     "ask": ["nothing", "When?", "--context", "nothing"], "serve": ["nothing", "--index", "nothing"], "explore": ["--model", "nothing", "--reader", "nothing"], "fill": ["nothing", "a [SPAN:2] b"],
+    "classify": ["nothing", "--prompt", "{text} is [SPAN:1]", "--words", "good", "bad"],
     "masks": ["a text", "--tokenizer", "nothing"], "runs": ["nothing"], "plot": ["nothing"], "import": ["nothing", "out"],
     "export": ["nothing", "out"],
 }  # fmt: skip

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pretrain.inspect.fill import choose_head, fill, render
-from pretrain.inspect.fill_template import parse_template
+from pretrain.inspect.fill import fill, render
 from spanbert.checkpoint.model_folder import build_model, load_model_and_tokenizer, save_model
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
+from spanbert.spans.log_probs import choose_head
+from spanbert.spans.template import parse_template
 from spanbert.tokenizer.vocabulary_files import SPECIAL_TOKENS
 from spanbert.tokenizer.wordpiece import Tokenizer
 from tests.fuzz.cases import SEED, fuzz

@@ -284,9 +284,10 @@ def test_a_forward_pass_takes_less_than_half_a_second(bf16):
     for tokens in (64, 128):
         whole = [one for one in masked_texts(50, tokens) if len(one.ids) == tokens][-5:]
         times = []
-        for one in whole:  # what has been asked before is remembered
+        for number, one in enumerate(whole):
+            other = [one.ids[0], 1000 + number, *one.ids[2:]]  # what has been asked before is remembered
             before = used()
-            run(bf16, one)
+            run(bf16, Masked(other, one.spans))
             times.append(used() - before)
         best[tokens] = min(times)
         print(f"\n{tokens} tokens: {', '.join(f'{1000 * time:.0f}' for time in times)} ms")

@@ -169,9 +169,8 @@ def _table(
         if header.count(name) != 1:
             found = "no column" if name not in header else "more than one column"
             names = printable(", ".join(header)) or "an empty first line"
-            raise UserError(
-                f'{path}: has {found} "{name}", only {names}; name the columns with --text, --text-pair and --label.'
-            )
+            flags = " and ".join(["--text"] + ["--text-pair"] * bool(columns.text_pair) + ["--label"] * labelled)
+            raise UserError(f'{path}: has {found} "{name}", only {names}; name the columns with {flags}.')
     for number, row in enumerate(rows, 2):
         if not any(row) or row == header:
             continue

@@ -21,7 +21,7 @@ from finetune.tasks.classification.metrics import (
     multi_label_metrics,
     regression_metrics,
 )
-from finetune.tasks.classification.records import Columns, TextFile, read_texts
+from finetune.tasks.classification.records import Columns, LabelledText, TextFile, read_texts
 from finetune.tasks.classification.targets import PROBLEM_TYPES, Problem
 from spanbert.config import from_dict, to_dict
 from spanbert.errors import UserError
@@ -158,7 +158,11 @@ class ClassifyTask:
         return Predicted((int(mean_L.argmax()),), tuple((weights_L / weights_L.sum()).tolist()))
 
     def record(self, features: TextSet, example: int, prediction: Predicted) -> dict[str, Any]:
-        record, labels = features.records[example], self.settings.labels
+        return self.text_record(features.records[example], prediction)
+
+    def text_record(self, record: LabelledText, prediction: Predicted) -> dict[str, Any]:
+        """A line of predictions."""
+        labels = self.settings.labels
         pair = {self.settings.columns.text_pair: record.other} if record.other is not None else {}
         found: dict[str, Any] = {"line": record.line, "text": record.text, **pair}
         if self._problem == "regression":

@@ -1,4 +1,4 @@
-"""``spanbert fill``: holes are read, the best fills are exact, and a model that has learnt a text gives it back."""
+"""``spanbert fill``: the best fills are exact, and a model that has learnt a text gives it back."""
 
 from __future__ import annotations
 
@@ -9,123 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.inspect.fill import FillConfig, best_fills, choose_head, fill, render, run_fill, span_log_probs
-from pretrain.inspect.fill_template import Blank, parse_template
+from pretrain.inspect.fill import FillConfig, best_fills, fill, render, run_fill
 from spanbert.checkpoint.architectures import UNTRAINED
-from spanbert.checkpoint.load_report import LoadReport
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.batch import PackedBatch, Targets
-from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.model.packing import cumulative
+from spanbert.spans.template import parse_template
 from spanbert.terminal import colour
-from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
-
-WORDS = [
-    "the",
-    "capital",
-    "city",
-    "of",
-    "France",
-    "Spain",
-    "Italy",
-    "is",
-    "Paris",
-    "Madrid",
-    "Rome",
-    "big",
-    "old",
-    "sunny",
-    "un",
-    "##like",
-    "##ly",
-    ".",
-    ",",
-]
-TOKENIZER = Tokenizer({token: number for number, token in enumerate([*SPECIAL_TOKENS, *WORDS])})
-HEADS = ("mlm", "sbo", "both")
-
-
-def small_model(seed: int = 0, vocab_size: int = len(WORDS) + 5) -> SpanBertForPretraining:
-    config = EncoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        max_position_embeddings=24,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        sbo_positions=6,
-        sbo_position_size=16,
-    )
-    torch.manual_seed(seed)
-    return SpanBertForPretraining(config).eval()
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "blanks", "texts"),
-    [
-        ("The [SPAN:3] of France", [Blank(3, 3)], ["The ", " of France"]),
-        ("[MASK] is Paris", [Blank(1, 1)], ["", " is Paris"]),
-        ("the [SPAN:1-4].", [Blank(1, 4)], ["the ", "."]),
-        ("the [MASK] [MASK][SPAN:1-2] of", [Blank(3, 4)], ["the ", " of"]),
-        ("[SPAN:2] of [MASK]", [Blank(2, 2), Blank(1, 1)], ["", " of ", ""]),
-        ("a [mask wearing] man [MASK]", [Blank(1, 1)], ["a [mask wearing] man ", ""]),
-    ],
-)
-def test_holes_are_read(text, blanks, texts):
-    """Neighbouring holes are one: the SBO head needs a visible token on either side."""
-    template = parse_template(text, TOKENIZER)
-    assert template.blanks == blanks and template.texts == texts
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("nothing to fill", "no span to fill"),
-        ("the [SPAN] of", "no length"),
-        ("the [span:3] of", r"'\[span:3\]' is not a span"),
-        ("the [SPAN: 3] of", r"'\[SPAN: 3\]' is not a span"),
-        ("the [SPAN:0] of", "at least one token"),
-        ("the [SPAN:4-2] of", "must not be above"),
-        ("[MASK]\x00[SPAN:2]", "nothing between them"),
-    ],
-)
-def test_holes_that_cannot_be_meant_are_refused(text, words):
-    with pytest.raises(UserError, match=words):
-        parse_template(text, TOKENIZER)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("the [SPAN:1000000000] of", r"'\[SPAN:1000000000\]' is not a span"),
-        ("the [SPAN:100000000] of", "span of 100000000 tokens does not fit: the model takes 24"),
-        ("the [SPAN:1-100000000] of", "span of 100000000 tokens does not fit: the model takes 24"),
-        ("the [SPAN:1-999999999] of", "the model takes 24"),
-        ("the " * 2_500_000 + "[MASK]", "10,000,006 characters, far more than the 24 tokens"),
-    ],
-)
-def test_what_cannot_fit_is_refused_before_it_is_made(text, words, monkeypatch):
-    """A hole of 10^9 tokens filled the memory before anybody asked how many the model takes; so did a text of 10 MB."""
-    monkeypatch.setattr(TOKENIZER, "encode_batch", lambda texts: pytest.fail("encoded"), raising=False)
-    with pytest.raises(UserError, match=words):
-        parse_template(text, TOKENIZER, 24)
-
-
-def test_masks_stand_between_the_visible_pieces():
-    template = parse_template("the [SPAN:1-3] of France [MASK] .", TOKENIZER)
-    masked = template.with_masks((2, 1), TOKENIZER)
-    pieces = [TOKENIZER.token(i) for i in masked.ids]
-    assert pieces == ["the", "[MASK]", "[MASK]", "of", "France", "[MASK]", "."]
-    assert masked.spans == [(2, 4), (6, 7)]
-    assert template.render(["A B", "C"]) == "the A B of France C ."
-
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS
+from tests.span_samples import HEADS, TOKENIZER, WORDS, small_model
 
 # --- the best fills -----------------------------------------------------------------------------------------------
 
@@ -162,21 +56,6 @@ def test_impossible_pieces_are_never_chosen(head):
         assert not set(candidate.tokens[0]) & set(SPECIAL_TOKENS)
     assert result.candidates[0].tokens[0][1:] == ("##like", "##like")
     assert all(math.isfinite(c.log_probability) for c in result.candidates)
-
-
-def test_both_is_the_normalised_geometric_mean_of_the_two():
-    """The bare product called a 1 in 10 guess of an undertrained model 80 % sure: both heads knew only what is frequent."""
-    model = small_model(1)
-    template = parse_template("the [SPAN:2] of [SPAN:3]", TOKENIZER)
-    with torch.no_grad():
-        mlm, sbo, both = (span_log_probs(model, TOKENIZER, template, [(2, 3)], head)[0] for head in HEADS)
-    mean_MV = (mlm + sbo) / 2
-    finite_MV = torch.isfinite(both)
-    assert torch.equal(finite_MV, torch.isfinite(mean_MV))
-    difference_MV = torch.where(finite_MV, both - mean_MV, torch.nan)
-    spread_M = difference_MV.nan_to_num(nan=-9e9).amax(-1) - difference_MV.nan_to_num(nan=9e9).amin(-1)
-    assert spread_M.max() < 1e-5  # the same constant for every piece of a position
-    assert (both.exp().sum(-1) <= 1 + 1e-5).all()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -255,23 +134,6 @@ def test_what_was_learned_is_filled_in_with_its_length(learned, head, text, answ
 
 
 # --- heads and messages -------------------------------------------------------------------------------------------
-
-
-def report(initialised: tuple[str, ...] = (), untrained: tuple[str, ...] = ()) -> LoadReport:
-    names = {"mlm": "cls.predictions.bias", "sbo": "cls.pair_target_predictions.bias"}
-    loaded = tuple(name for head, name in names.items() if head not in initialised)
-    return LoadReport("m", loaded, tuple(names[h] for h in initialised), (), {UNTRAINED: list(untrained)})
-
-
-def test_only_trained_heads_are_used():
-    assert choose_head("auto", report(), "m") == "both"
-    assert choose_head("auto", report(initialised=("sbo",)), "m") == "mlm"
-    assert choose_head("auto", report(untrained=("mlm",)), "m") == "sbo"
-    for asked in ("sbo", "both"):
-        with pytest.raises(UserError, match=r"no trained SBO head.*--head mlm"):
-            choose_head(asked, report(untrained=("sbo",)), "m")
-    with pytest.raises(UserError, match="no trained MLM or SBO head, only an encoder"):
-        choose_head("auto", report(initialised=("mlm", "sbo")), "m")
 
 
 def test_the_command_prints_filled_texts(tmp_path, learned, capsys):
