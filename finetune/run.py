@@ -14,13 +14,13 @@ from finetune.model_card import model_card
 from finetune.prepare import Prepared
 from finetune.rehearsal import before_and_after, told
 from finetune.task import Features
-from spanbert.checkpoint.model_folder import restore_model, save_model, write_model
-from spanbert.checkpoint.store import PROGRESS
+from spanbert.checkpoint.model_folder import restore_model, write_model
+from spanbert.checkpoint.store import PROGRESS, prove_weights
 from spanbert.checkpoint.training_state import load_training_state, save_training_state
 from spanbert.config import save_json
 from spanbert.distributed import Group
 from spanbert.errors import UserError
-from spanbert.files import remove_folder, write_atomic
+from spanbert.files import atomic_folder, remove_folder, write_atomic
 from spanbert.model.encoder import count_parameters
 from spanbert.model.models import SpanBertModel
 from spanbert.training.metrics import only_warned, plot_curves
@@ -209,7 +209,11 @@ class FinetuneRun:
                 notes=notes,
             )
         final, names = self.final, []
-        save_model(final, prepared.model, prepared.tokenizer, task.model_config(), card=card)
+        with atomic_folder(final) as aside:
+            write_model(aside, prepared.model, prepared.tokenizer, task.model_config())
+            prove_weights(aside)
+            if card is not None:
+                write_atomic(aside / "README.md", card)
         if evaluation is not None:
             with only_warned(f"the predictions in {output}"):
                 names = write_evaluation(output, evaluation)

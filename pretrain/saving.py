@@ -9,7 +9,7 @@ from typing import Any
 from pretrain.run import PretrainRun
 from spanbert.checkpoint.architectures import UNTRAINED
 from spanbert.checkpoint.model_folder import write_model
-from spanbert.checkpoint.store import PROGRESS
+from spanbert.checkpoint.store import PROGRESS, prove_weights
 from spanbert.checkpoint.training_state import is_sharded, save_training_state
 from spanbert.files import atomic_folder
 from spanbert.model.models import SpanBertForPretraining
@@ -57,6 +57,7 @@ class Saver:
         if not stopped:
             with report_lost_folder(run.config.output), atomic_folder(final) as aside:
                 write_model(aside, whole, run.data.tokenizer, self._untrained)
+                prove_weights(aside)
         names = ["mlm_loss", "sbo_loss"] if run.config.sbo else ["mlm_loss"]
         curves = run.config.output / "curves.png"
         drawn = False

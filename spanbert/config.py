@@ -8,7 +8,7 @@ import json
 import math
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from spanbert.errors import UserError
 from spanbert.files import RECORDS_BYTES, SETTINGS_BYTES, read_bounded, write_atomic
@@ -46,6 +46,10 @@ def from_dict(cls: type[T], values: dict[str, Any], source: str = "the configura
             value = Path(value)
         elif isinstance(value, list) and "tuple" in str(kind):
             value = tuple(Path(item) if "Path" in str(kind) else item for item in value)
+        elif dataclasses.is_dataclass(kind) and not isinstance(value, kind):  # type: ignore[arg-type]
+            raise UserError(f"{source}: {name} is {kind_of(value)}, expected an object")
+        elif get_origin(kind) is tuple and not isinstance(value, tuple):
+            raise UserError(f"{source}: {name} is {kind_of(value)}, expected a list")
         arguments[name] = value
     absent = [
         field.name

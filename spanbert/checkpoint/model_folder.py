@@ -38,7 +38,7 @@ from spanbert.checkpoint.weight_files import read_weights
 from spanbert.checkpoint.weight_names import groups_of, to_ours, to_theirs, untied_heads, usual_names
 from spanbert.config import read_json_object, save_json
 from spanbert.errors import UserError
-from spanbert.files import atomic_folder, check_writable, write_atomic
+from spanbert.files import atomic_folder, check_writable
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -79,13 +79,10 @@ def save_model(
     extra_config: Mapping[str, Any] | None = None,
     *,
     replace: bool = True,
-    card: str | None = None,
 ) -> None:
-    """Write ``folder`` whole or not at all, replacing an older one (see ``atomic_folder``). card: text of its README.md."""
+    """Write ``folder`` whole or not at all, replacing an older one (see ``atomic_folder``)."""
     with atomic_folder(folder, replace) as aside:
         write_model(aside, model, tokenizer, extra_config)
-        if card is not None:
-            write_atomic(aside / "README.md", card)
 
 
 def write_model(

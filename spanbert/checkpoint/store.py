@@ -161,6 +161,21 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
+def prove_weights(folder: Path) -> None:
+    """Write the hashes of a finished model's weights beside them, for ``find_model`` to compare."""
+    hashes = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    write_atomic(folder / MANIFEST, json.dumps({"sha256": hashes}, indent=1))
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises UserError when a finished model's weights are not those that were written. Other folders say nothing of it."""
+    if isinstance(_manifest(folder).get("sha256"), dict) and (damage := find_damage(folder)):
+        raise UserError(
+            f"{folder} is damaged ({damage}): copy or train it again; if its weights were changed on purpose, remove its "
+            f"{MANIFEST}"
+        )
+
+
 def stopped_early(config: Mapping[str, Any]) -> str | None:
     """One phrase on a checkpoint from before the end of its run, from config.json; None for a finished model."""
     match config.get(PROGRESS):
@@ -174,7 +189,7 @@ def find_model(path: Path, which: str = "last") -> Path:
     the word for a bundled model (``spanbert.weights.BUNDLED``).
 
     Of a run: its finished ``model`` when there is one and ``which`` is "last", else its newest whole checkpoint, or the
-    best whole one. Raises UserError when there is no model, or the checkpoint that was named is damaged.
+    best whole one. Raises UserError when there is no model, or what was named is damaged.
     """
     path = model_path(path)
     if not path.is_dir():
@@ -183,6 +198,7 @@ def find_model(path: Path, which: str = "last") -> Path:
         store = CheckpointStore(path / "checkpoints", keep_last=0)
         finished = path / "model"
         if which == "last" and (finished / "config.json").is_file():
+            _check_weights(finished)
             return finished
         found = store.best_whole() if which == "best" else store.newest_whole()
         if found is None:
@@ -195,6 +211,8 @@ def find_model(path: Path, which: str = "last") -> Path:
         if damage is not None:
             raise UserError(f"{path} is damaged ({damage}): name the run, and another checkpoint is taken")
         _say_if_stopped_early(path)
+    else:
+        _check_weights(path)
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     snapshot = snapshot_of(path)

@@ -189,7 +189,7 @@ def test_a_kill_after_the_early_end_does_not_train_further(
     with monkeypatch.context() as patch:
         judged([20, 10, 10, 90], patch)
         with monkeypatch.context() as inner, pytest.raises(Killed):
-            inner.setattr(running, "save_model", killed)
+            inner.setattr(running, "prove_weights", killed)
             run_finetune(replace(config, patience=2))
         run_finetune(replace(config, patience=2, resume=True))
     assert [r["step"] for r in records(config.output, "train")] == [3, 6]

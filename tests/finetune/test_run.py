@@ -127,7 +127,7 @@ def test_resume_refuses_other_data_and_other_options_but_not_another_place(
         run_finetune(moved)
 
 
-@pytest.mark.parametrize("moment", ["save_model", "write_evaluation", "remove_folder"])
+@pytest.mark.parametrize("moment", ["prove_weights", "write_evaluation", "remove_folder"])
 def test_a_kill_around_the_last_rename_loses_nothing(
     config: FinetuneQAConfig, moment: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -145,7 +145,7 @@ def test_a_kill_around_the_last_rename_loses_nothing(
         patch.setattr(running, moment, killed)
         run_finetune(config)
     assert (config.output / "checkpoints").exists()
-    assert (config.output / "model").exists() == (moment != "save_model")
+    assert (config.output / "model").exists() == (moment != "prove_weights")
     run_finetune(replace(config, resume=True))
     assert "is complete" not in capsys.readouterr().out
     assert (config.output / "metrics.json").exists() and not (config.output / "checkpoints").exists()

@@ -59,6 +59,12 @@ def test_unknown_keys_and_broken_files_are_one_sentence(tmp_path):
         from_dict(Outer, {"rate": "0.1"}, "c.json")
     with pytest.raises(UserError, match=r"c.json: inner: scheme is 3: expected a string"):
         from_dict(Outer, {"inner": {"scheme": 3}}, "c.json")
+    for wrong, words in (
+        ({"inner": None}, "inner is null, expected an object"),
+        ({"many": 3}, "many is a number, expected a list"),
+    ):
+        with pytest.raises(UserError, match=f"c.json: {words}"):
+            from_dict(Outer, wrong, "c.json")
     with pytest.raises(UserError, match=r"c.json: vocab_size is 0: expected at least 1"):
         from_dict(EncoderConfig, {"vocab_size": 0}, "c.json")
     with pytest.raises(UserError, match=r"c.json: expected a JSON object with the keys of Outer, not a list"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spanbert.checkpoint.store import CheckpointStore, find_damage, find_model
+from spanbert.checkpoint.store import CheckpointStore, find_damage, find_model, prove_weights
 from spanbert.errors import UserError
 
 
@@ -131,3 +131,22 @@ def test_a_download_cache_means_its_snapshot(tmp_path):
     (cache / "refs" / "main").write_text("../../somewhere")
     (cache / "snapshots" / "2c3d").rmdir()
     assert find_model(cache) == cache / "snapshots" / "0a1b"
+
+
+@pytest.mark.parametrize("named", ["run", "its model"])
+def test_a_finished_model_with_other_weights_is_refused(tmp_path, named):
+    """Flipped bits in a run's model were taken for weights: only its checkpoints had hashes."""
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"weights")
+    prove_weights(model)
+    path = model if named == "its model" else model.parent
+    assert find_model(path) == model
+    (model / "README.md").write_text("more")  # what is not weights may change
+    assert find_model(path) == model
+    (model / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(UserError, match=r"model.safetensors does not match its SHA-256.*remove its manifest.json"):
+        find_model(path)
+    (model / "manifest.json").unlink()
+    assert find_model(path) == model
