@@ -8,6 +8,7 @@ end, so nothing half-written was taken for whole, and leaves nothing but finishe
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import json
@@ -203,8 +204,14 @@ def hidden(out: Path) -> list[str]:
 
 def children() -> list[str]:
     """The processes that this one started and that still are, but for Python's own tracker of shared memory."""
-    numbers = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in numbers]
+    numbers: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends while it is looked at
+            numbers += (task / "children").read_text().split()
+    commands = []
+    for pid in numbers:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            commands.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode())
     return [command for command in commands if "resource_tracker" not in command]
 
 
