@@ -6,8 +6,6 @@ import base64
 import dataclasses
 import hashlib
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +14,12 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-import spanbert
 from finetune.retrieval.documents import Document
+from web.application import new_application
 from web.docs_page import docs_page
 from web.limits import Gate
 from web.metrics import MEDIA_TYPE, Measured, resident_bytes
-from web.problems import MEDIA_TYPE as PROBLEM_TYPE
-from web.problems import Problem, add_handlers
+from web.problems import Problem
 from web.reader import Work
 from web.schemas import (
     AnswersRequest,
@@ -34,7 +31,6 @@ from web.schemas import (
     HubParameters,
     HubRequest,
     ModelCard,
-    ProblemOut,
     SectionOut,
     Uploaded,
 )
@@ -52,23 +48,12 @@ HUB_SETTINGS = {
 def create_app(service: Service, *, hosts: frozenset[str], token: str | None = None) -> FastAPI:
     """The application over ``service``, which it closes at its end. hosts, token: see ``web.limits.Gate``."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.queue.close(timeout=service.limits.deadline)
-
-    app = FastAPI(
-        title="SpanBERT question answering",
-        version=spanbert.__version__,
-        summary="Questions over texts and documents, answered in their own words.",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        responses={
-            "default": {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem (RFC 9457)"}
-        },
+    app = new_application(
+        "SpanBERT question answering",
+        "Questions over texts and documents, answered in their own words.",
+        service.queue,
+        service.limits.deadline,
     )
-    add_handlers(app)
     _add_questions(app, service)
     _add_documents(app, service)
     _add_state(app, service)

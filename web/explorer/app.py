@@ -6,8 +6,7 @@ import asyncio
 import base64
 import logging
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,15 +14,14 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 from pydantic import Field
 
-import spanbert
+from web.application import new_application
 from web.config import Limits
 from web.docs_page import docs_page
 from web.explorer.models import Explorer, Refused
 from web.limits import Gate
-from web.problems import MEDIA_TYPE as PROBLEM_TYPE
-from web.problems import Problem, add_handlers
+from web.problems import Problem
 from web.queue import BatchQueue, Busy
-from web.schemas import ProblemOut, Question, Request
+from web.schemas import Question, Request
 
 HERE = Path(__file__).parent
 HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -69,23 +67,12 @@ def create_app(explorer: Explorer, limits: Limits) -> FastAPI:
     """The application over ``explorer``, for this machine's own browsers."""
     queue: BatchQueue[Callable[[], Any], Any] = BatchQueue([_call], waiting=limits.waiting, batch=1, cost=1)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        queue.close(timeout=limits.deadline)
-
-    app = FastAPI(
-        title="SpanBERT explorer",
-        version=spanbert.__version__,
-        summary="How a SpanBERT model splits, masks, attends, predicts and answers.",
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        responses={
-            "default": {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem (RFC 9457)"}
-        },
+    app = new_application(
+        "SpanBERT explorer",
+        "How a SpanBERT model splits, masks, attends, predicts and answers.",
+        queue,
+        limits.deadline,
     )
-    add_handlers(app)
     _add_views(app, explorer, limits, queue)
     _add_files(app)
     app.add_middleware(Gate, hosts=HOSTS, token=None, limits=limits)
