@@ -18,6 +18,7 @@ from pretrain.schedule import Counters, Schedule
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.checkpoint.store import find_model
+from spanbert.config import read_json
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -48,6 +49,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(config, capsys):
     model, report = load_model(find_model(options.output), SpanBertForPretraining)
     assert not report.initialised and not report.unused
     assert Tokenizer.load(options.output / "model").vocab_size == model.config.vocab_size
+    assert set(read_json(options.output / "model" / "manifest.json")["sha256"]) == {"model.safetensors"}
     assert "next: spanbert" in capsys.readouterr().out
 
 
