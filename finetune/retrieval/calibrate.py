@@ -1,7 +1,8 @@
 """`spanbert calibrate`: fit the weights of the scores and the confidence of the answers on held-out questions.
 
 Questions are asked as they will be: over the text of their own article, and over all articles of the file together (or an
-index). What is printed and drawn is cross-validated: for every fifth of the articles, by what the others fitted.
+index). What is printed and drawn is cross-validated: for every fifth of the articles, by what the others fitted. With
+``--check`` nothing is fitted: the questions say how well the stored calibration holds on them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,20 @@ from tyro.conf import Positional
 
 from finetune.retrieval.answer_documents import Candidate, DocumentAnswerer, ranked
 from finetune.retrieval.combine import Combination, fit_combination
-from finetune.retrieval.confidence import FILE, Calibration, HeldOut, Search, save_calibrations
+from finetune.retrieval.confidence import FILE, Calibration, HeldOut, Search, load_calibration, save_calibrations
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index, Retriever
 from finetune.retrieval.logistic import Logistic, fit_logistic
 from finetune.retrieval.opensearch import open_retriever
-from finetune.retrieval.reliability import auroc, bins_of, calibration_error, draw_reliability, new_figure
+from finetune.retrieval.reliability import (
+    Bin,
+    auroc,
+    bins_of,
+    calibration_error,
+    draw_reliability,
+    error_by_chance,
+    new_figure,
+)
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.metrics import score_question
 from finetune.tasks.qa.records import Question, QuestionFile, read_questions
@@ -53,6 +62,8 @@ class CalibrateConfig:
     """Passages read for each question; `ask` should read as many."""
     seed: int = 0
     """Of the draw."""
+    check: bool = False
+    """Fit and keep nothing: say how well the confidence that the model has already holds on these questions."""
     plot: Path | None = None
     """Folder for pictures: reliability, and risk against coverage (needs matplotlib)."""
     device: str = "auto"
@@ -87,12 +98,17 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Crossed:
-    """Cross-validated, for N questions: confidence of the best answer, whether it was right, its F1."""
+class Judged:
+    """For N questions: the chances of the best answer by what was fitted on others, and whether it was right."""
 
     exact_N: np.ndarray
     f1_N: np.ndarray
     right_N2: np.ndarray  # exact match, F1 ≥ ½
+
+    @property
+    def bins(self) -> tuple[Bin, ...]:
+        """By the chance of an exact match."""
+        return tuple(bins_of(self.exact_N, self.right_N2[:, 0]))
 
     def metrics(self) -> dict[str, float]:
         found = {}
@@ -112,8 +128,10 @@ def run_calibrate(config: CalibrateConfig) -> None:
     answerer = QuestionAnswerer.load(
         config.model, device=config.device, precision=config.precision, backend=config.backend
     )
-    assert answerer.folder is not None
-    check_writable(answerer.folder, "files inside", "MODEL")
+    folder = answerer.folder
+    assert folder is not None
+    if not config.check:
+        check_writable(folder, "files inside", "MODEL")
     if config.plot is not None:
         new_figure()
         check_writable(config.plot, "files inside", "--plot")
@@ -122,33 +140,33 @@ def run_calibrate(config: CalibrateConfig) -> None:
     drawn = draw(articles, config.questions, config.seed)
     if len(drawn) < LEAST_QUESTIONS:
         raise UserError(f"{config.file}: {len(drawn)} questions are too few to learn from: {LEAST_QUESTIONS} at least.")
-    digest = sha256(config.file)
+    digest, threshold = sha256(config.file), answerer.settings.threshold
+    stored = stored_calibrations(folder, config) if config.check else {}
     calibrations: dict[Search, Calibration] = {}
-    pictures: dict[Search, Crossed] = {}
+    judged: dict[Search, tuple[str, Judged]] = {}
     for search, where, retrievers in searches(config, articles):
         asked = ask_all(answerer, retrievers, drawn, config.passages, where)
-        fitted, crossed = fit(asked, answerer.settings.threshold), cross_validate(asked, answerer.settings.threshold)
-        date = time.strftime("%Y-%m-%d", time.gmtime())
-        calibrations[search] = Calibration(
-            fitted.combination,
-            fitted.exact,
-            fitted.f1,
-            tuple(bins_of(crossed.exact_N, crossed.right_N2[:, 0])),
-            config.passages,
-            HeldOut(config.file.name, digest, len(asked), where, date),
-            crossed.metrics(),
-        )
-        print(describe(calibrations[search]))
-        pictures[search] = crossed
-    save_calibrations(answerer.folder, calibrations)
-    print(f"wrote {answerer.folder / FILE}")
+        if config.check:
+            answers = judge(asked, [stored[search]] * len(asked), threshold)
+            print(describe_check(answers, f"{len(asked):,} questions of {config.file.name} over {where}"))
+        else:
+            answers = cross_validate(asked, threshold)
+            fitted, date = fit(asked, threshold), time.strftime("%Y-%m-%d", time.gmtime())
+            held_out = HeldOut(config.file.name, digest, len(asked), where, date)
+            calibrations[search] = Calibration(
+                fitted.combination, fitted.exact, fitted.f1, answers.bins, config.passages, held_out, answers.metrics()
+            )
+            print(describe(calibrations[search]))
+        judged[search] = (where, answers)
+    if not config.check:
+        save_calibrations(folder, calibrations)
+        print(f"wrote {folder / FILE}")
     if config.plot is None:
         return
-    for search, crossed in pictures.items():
+    for search, (where, answers) in judged.items():
         picture = config.plot / f"calibration_{search}.png"
         with only_warned(str(picture), "the calibration"):
-            title = f"exact match, {calibrations[search].held_out.searched}"
-            draw_reliability(picture, crossed.exact_N, crossed.right_N2[:, 0], title)
+            draw_reliability(picture, answers.exact_N, answers.right_N2[:, 0], f"exact match, {where}")
             print(f"wrote {picture}")
 
 
@@ -234,38 +252,69 @@ def fit(asked: Sequence[Asked], threshold: float | None) -> Fitted:
     return Fitted(combination, fit_logistic(x_NF, y_N2[:, 0]), fit_logistic(x_NF, y_N2[:, 1]))
 
 
-def cross_validate(asked: Sequence[Asked], threshold: float | None) -> Crossed:
-    """Every question by what the questions of other folds fitted. A question for which nothing was found is left wrong."""
+def cross_validate(asked: Sequence[Asked], threshold: float | None) -> Judged:
+    """Every question by what the questions of other folds fitted."""
     groups = sorted({one.group for one in asked})
     by_question = len(groups) < FOLDS
     fold_N = [place % FOLDS if by_question else groups.index(one.group) % FOLDS for place, one in enumerate(asked)]
+    fitted = {
+        fold: fit([one for one, other in zip(asked, fold_N, strict=True) if other != fold], threshold)
+        for fold in sorted(set(fold_N))
+    }
+    return judge(asked, [fitted[fold] for fold in fold_N], threshold)
+
+
+def judge(asked: Sequence[Asked], fitted_N: Sequence[Fitted], threshold: float | None) -> Judged:
+    """Each question's best answer by what belongs to it. A question for which nothing was found is left wrong."""
     exact_N, f1_N, right_N2 = np.zeros(len(asked)), np.zeros(len(asked)), np.zeros((len(asked), 2))
-    for fold in sorted(set(fold_N)):
-        fitted = fit([one for one, other in zip(asked, fold_N, strict=True) if other != fold], threshold)
-        for place, one in enumerate(asked):
-            if fold_N[place] == fold and one.candidates:
-                best = ranked(one.candidates, fitted.combination, threshold)[0]
-                evidence = best.evidence.vector()
-                exact_N[place], f1_N[place] = fitted.exact.probability(evidence), fitted.f1.probability(evidence)
-                right_N2[place] = one.right(best.text)
-    return Crossed(exact_N, f1_N, right_N2)
+    for place, (one, fitted) in enumerate(zip(asked, fitted_N, strict=True)):
+        if one.candidates:
+            best = ranked(one.candidates, fitted.combination, threshold)[0]
+            evidence = best.evidence.vector()
+            exact_N[place], f1_N[place] = fitted.exact.probability(evidence), fitted.f1.probability(evidence)
+            right_N2[place] = one.right(best.text)
+    return Judged(exact_N, f1_N, right_N2)
+
+
+def stored_calibrations(folder: Path, config: CalibrateConfig) -> dict[Search, Fitted]:
+    """What the model has of every way of asking. Raises UserError where it has none, or read another number of passages."""
+    found: dict[Search, Fitted] = {}
+    ways: tuple[Search, ...] = ("documents",) if config.index is not None else ("text", "documents")
+    for search in ways:
+        stored = load_calibration(folder, search)
+        if stored is None:
+            raise UserError(f"{folder} has no confidence for {search} to check; fit one first, without --check.")
+        if stored.passages != config.passages:
+            raise UserError(
+                f"{folder}: its confidence was fitted with {stored.passages} passages a question: --passages {stored.passages}."
+            )
+        found[search] = Fitted(stored.combination, stored.exact, stored.f1)
+    return found
 
 
 def describe(calibration: Calibration) -> str:
     """For people."""
     held_out, metrics, weights = calibration.held_out, calibration.metrics, calibration.combination
-    lines = [
-        f"{held_out.questions:,} questions of {held_out.file} over {held_out.searched}, {calibration.passages} passages read"
-    ]
-    lines.append(
+    asked = f"{held_out.questions:,} questions of {held_out.file} over {held_out.searched}, {calibration.passages} passages read"
+    weighed = (
         f"  score = {weights.logit:.3f} logit + {weights.null_margin:.3f} null margin + {weights.retrieval:.3f} BM25"
     )
+    return "\n".join([asked, weighed, *_agreement(metrics, calibration.bins)])
+
+
+def describe_check(judged: Judged, what: str) -> str:
+    """For people, with the calibration error that chance alone would make."""
+    by_chance = error_by_chance(judged.exact_N)
+    note = f"  (were every confidence exact, so many questions would still show a calibration error of about {by_chance:.3f})"
+    return "\n".join([what, *_agreement(judged.metrics(), judged.bins), note])
+
+
+def _agreement(metrics: dict[str, float], bins: Sequence[Bin]) -> list[str]:
+    lines = []
     for name, words in (("exact", "exact match"), ("f1", "F1 of ½ or more")):
         area = f", AUROC {metrics[f'{name}_auroc']:.3f}" if f"{name}_auroc" in metrics else ""
         ece = metrics[f"{name}_ece"]
         lines.append(f"  {words}: {100 * metrics[f'{name}_right']:.1f} % right, calibration error {ece:.3f}{area}")
-    lines += [
-        f"  sure {one.low:.2f} … {one.high:.2f}: {100 * one.right:3.0f} % of {one.questions} right"
-        for one in calibration.bins
+    return lines + [
+        f"  sure {one.low:.2f} … {one.high:.2f}: {100 * one.right:3.0f} % of {one.questions} right" for one in bins
     ]
-    return "\n".join(lines)

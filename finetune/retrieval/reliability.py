@@ -46,6 +46,13 @@ def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, count: int 
     return sum(one.questions * abs(one.right - one.confidence) for one in bins) / len(confidence_N)
 
 
+def error_by_chance(confidence_N: np.ndarray, draws: int = 200, seed: int = 0) -> float:
+    """The calibration error to expect of confidences that are exact, where each answer is right with its own chance."""
+    generator = np.random.default_rng(seed)
+    right_DN = generator.random((draws, len(confidence_N))) < confidence_N
+    return float(np.mean([calibration_error(confidence_N, right_N.astype(float)) for right_N in right_DN]))
+
+
 def auroc(confidence_N: np.ndarray, right_N: np.ndarray) -> float | None:
     """Chance that a right answer is surer than a wrong one, ties counting half; None where all are alike."""
     wrong, right = confidence_N[right_N < 0.5], confidence_N[right_N > 0.5]

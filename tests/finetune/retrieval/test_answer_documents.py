@@ -1,6 +1,8 @@
 """Answers over passages: what is read, how scores are compared, equal answers merged, and places in the documents."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +206,40 @@ def test_calibrating_writes_what_asking_then_uses(
     run_ask(AskConfig(str(model_folder), ("What of 1x1?",), context=(tmp_path / "a.txt",), device="cpu"))
     out = capsys.readouterr().out
     assert "(sure 0." in out and "of held-out questions this sure, " in out and "read 1 of 6 passages" in out
+
+
+def test_a_stored_calibration_is_checked_on_other_questions_and_stays(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted_on, others = squad(tmp_path / "a.json", articles=6, questions=10), squad(tmp_path / "b.json", 7, 9)
+    options = CalibrateConfig(model_folder, fitted_on, questions=50, passages=2, device="cpu")
+    with pytest.raises(UserError, match=r"has no confidence for text to check; fit one first, without --check"):
+        run_calibrate(dataclasses.replace(options, check=True))
+    run_calibrate(options)
+    kept = (model_folder / "calibration.json").read_text()
+    with pytest.raises(UserError, match=r"fitted with 2 passages a question: --passages 2"):
+        run_calibrate(dataclasses.replace(options, check=True, passages=3))
+
+    capsys.readouterr()
+    checking = dataclasses.replace(options, file=others, check=True, plot=tmp_path / "plots")
+    run_calibrate(checking)
+    said = capsys.readouterr().out
+    assert "50 questions of b.json over the question's own article" in said and "would still show" in said
+    assert (model_folder / "calibration.json").read_text() == kept and "calibration.json" not in said
+    assert {one.name for one in (tmp_path / "plots").iterdir()} == {"calibration_text.png", "calibration_documents.png"}
+
+    # a model that is sure of everything shows it
+    content = json.loads(kept)
+    for search in ("text", "documents"):
+        for name in ("exact", "f1"):
+            content[search][name]["bias"] = 50.0
+    (model_folder / "calibration.json").write_text(json.dumps(content))
+    run_calibrate(dataclasses.replace(checking, plot=None))
+    sure = [line for line in capsys.readouterr().out.splitlines() if "exact match:" in line]
+    assert len(sure) == 2
+    for line in sure:
+        right, error = (float(part) for part in re.findall(r"([\d.]+) % right, calibration error ([\d.]+)", line)[0])
+        assert error == pytest.approx(1 - right / 100, abs=2e-3)
 
 
 def test_a_calibration_comes_before_its_pictures(

@@ -25,6 +25,7 @@ from finetune.retrieval.reliability import (
     bins_of,
     calibration_error,
     draw_reliability,
+    error_by_chance,
     risk_coverage,
 )
 from spanbert.errors import UserError
@@ -104,6 +105,13 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     pairs = [(a > b) + (a == b) / 2 for a in sure[right == 1] for b in sure[right == 0]]
     assert auroc(sure, right) == pytest.approx(np.mean(pairs))
     assert auroc(sure, np.ones(80)) is None
+
+
+def test_exact_confidences_show_an_error_by_chance_alone() -> None:
+    """One bin's share of n questions strays by sqrt(2/π · p (1 − p) / n) from p in the mean."""
+    assert error_by_chance(np.full(400, 0.5)) == pytest.approx(np.sqrt(2 / np.pi * 0.25 / 400), rel=0.15)
+    assert error_by_chance(np.ones(50)) == 0.0
+    assert error_by_chance(np.linspace(0.1, 0.9, 100)) > 2 * error_by_chance(np.linspace(0.1, 0.9, 1600))
 
 
 def test_the_calibration_error_of_known_bins() -> None:
