@@ -1,4 +1,4 @@
-"""What the question-answering pipeline is asked: its arguments, in all their forms, as pairs of question and context."""
+"""What the question-answering pipeline is asked: its arguments, in all forms, as pairs of question and context."""
 
 from __future__ import annotations
 
