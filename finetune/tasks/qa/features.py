@@ -84,14 +84,17 @@ class Windows:
     count_W: np.ndarray  # int64, context tokens in the window
 
     @classmethod
-    def over(cls, questions: Questions, contexts: TokenTexts, config: WindowConfig) -> Windows:
-        """Steps of `stride` until the context's end is inside a window."""
+    def over(
+        cls, questions: Questions, contexts: TokenTexts, config: WindowConfig, stride_Q: np.ndarray | None = None
+    ) -> Windows:
+        """Steps of `stride`, or of each question's own, until the context's end is inside a window."""
+        stride_Q = np.full(len(questions), config.stride) if stride_Q is None else stride_Q
         lengths_Q = contexts.lengths[questions.context_Q]
         room_Q = config.window - SPECIALS - questions.texts.lengths
-        count_Q = 1 + np.maximum(0, -(-(lengths_Q - room_Q) // config.stride))
+        count_Q = 1 + np.maximum(0, -(-(lengths_Q - room_Q) // stride_Q))
         question_W = np.repeat(np.arange(len(count_Q)), count_Q)
         place_W = np.arange(len(question_W)) - np.repeat(np.cumsum(count_Q) - count_Q, count_Q)
-        first_W = place_W * config.stride
+        first_W = place_W * stride_Q[question_W]
         return cls(question_W, first_W, np.minimum(room_Q[question_W], lengths_Q[question_W] - first_W))
 
     def __len__(self) -> int:

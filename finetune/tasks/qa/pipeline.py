@@ -3,32 +3,51 @@
     qa = spanbert.pipeline("question-answering")
     qa(question="Who?", context="…")  →  {"score": 0.9, "start": 3, "end": 9, "answer": "…"}
 
-Names, defaults and results are those of its public documentation. An answer's score is the product of the softmax over the
-starts and the softmax over the ends of its window; of the windows of a long context the best scores come first, whatever
-they are worth between windows (`spanbert.pipeline` is for short contexts; `DocumentAnswerer` is for long ones).
+Names, defaults and results are those of its public documentation and, where that is silent, of its release 4.57. An
+answer's score is the product of the softmax over the starts and the softmax over the ends of its window. Answers of the
+same text, but for case, are one answer: the scores of those among a window's 2 × top_k + 10 best spans (top_k, where
+answers are not whole words) are added up, and it stands where it came first. Over the windows of a long context such a
+sum may pass 1 (`spanbert.pipeline` is for short contexts; `DocumentAnswerer` is for long ones).
+
+What is otherwise here than there, on purpose:
+
+* Questions are cut to ``max_question_len``, as the documentation says; there, no fast tokenizer did so.
+* With ``top_k`` above 1 the result is a list, even of one answer; and it holds answers only, where there were also some
+  of score 0 that were no stretch of the context when the context had fewer than were asked for.
+* With ``align_to_words`` a word that the edge of a window cuts is given whole.
+* "[SEP]" and its like in a text are text; there they became special tokens.
+* ``max_seq_len`` above what the model reads is lowered to that; a negative ``doc_stride`` is a ValueError, as is one
+  that leaves windows no room to go on.
+* One context given for a dictionary's list of questions is that of them all.
+* Unknown options are refused; unknown keys of a record, such as its id, are not.
+* A question without any token is refused, not only an empty one.
+* The precision is the fastest of the machine unless ``precision="fp32"`` is given; scores in bf16 are rounded so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from finetune.predict import window_logits
-from finetune.records import MalformedRecord
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.decode import best_pairs
 from finetune.tasks.qa.encode import encode_with_texts
-from finetune.tasks.qa.features import SPECIALS, TextQuestionSet, WindowConfig
-from finetune.tasks.qa.records import paragraphs_of
+from finetune.tasks.qa.features import SPECIALS, TextQuestionSet, WindowConfig, Windows
+from finetune.tasks.qa.pipeline_inputs import Pair, inputs_of
+from finetune.tasks.qa.records import Paragraph, Question
 from finetune.tasks.qa.task import QATask
 from spanbert.errors import UserError
 from spanbert.weights import qa_model_path
 
 TASK = "question-answering"
+TOGETHER = 256  # questions of a list that are tokenized and read at a time, so that memory is bounded
 Result = dict[str, Any]
 
 
@@ -39,165 +58,191 @@ class Options:
     top_k: int = 1
     doc_stride: int | None = None  # tokens that two windows share; half a window, at most 128
     max_answer_len: int = 15  # tokens
-    max_seq_len: int | None = None  # tokens of a window; 384, or what the model reads
+    max_seq_len: int | None = None  # tokens of a window; 384
     max_question_len: int = 64  # tokens; longer questions are cut
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "max_answer_len", "max_question_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("top_k", "max_answer_len", "max_question_len", "max_seq_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.doc_stride is not None and not 0 <= self.doc_stride <= (self.max_seq_len or 384):
+            raise ValueError(f"doc_stride must be 0 to max_seq_len {self.max_seq_len or 384}, not {self.doc_stride}")
 
-    def window(self, positions: int) -> int:
-        """Raises ValueError for one that the model cannot read."""
-        window = min(self.max_seq_len or 384, positions) if self.max_seq_len is None else self.max_seq_len
-        if window > positions:
-            raise ValueError(f"max_seq_len {window} is more than the {positions} tokens that the model reads")
-        return window
+    def given(self, options: dict[str, Any]) -> Options:
+        """These with others in their place where they are not None. Raises TypeError for one that there is not."""
+        options = dict(options)
+        alias = options.pop("topk", None)
+        if alias is not None and options.get("top_k") is None:
+            options["top_k"] = alias
+        unknown = options.keys() - {field.name for field in fields(self)}
+        if unknown:
+            raise TypeError(f"the question-answering pipeline has no option {', '.join(sorted(unknown))}")
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
 
 
 class QuestionAnsweringPipeline:
     """Callable as that of transformers was."""
 
-    def __init__(self, answerer: QuestionAnswerer) -> None:
+    def __init__(
+        self, answerer: QuestionAnswerer, options: Options | None = None, batch_size: int | None = None
+    ) -> None:
+        """options: for the calls that do not say otherwise; batch_size: likewise."""
         self.answerer = answerer
+        self.options = options or Options()
+        self.batch_size = batch_size
 
     def __call__(
         self,
-        inputs: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
-        *,
-        question: str | Sequence[str] | None = None,
-        context: str | Sequence[str] | None = None,
-        top_k: int = 1,
-        doc_stride: int | None = None,
-        max_answer_len: int = 15,
-        max_seq_len: int | None = None,
-        max_question_len: int = 64,
-        handle_impossible_answer: bool = False,
-        align_to_words: bool = True,
-    ) -> Result | list[Result] | list[Result | list[Result]]:
+        *inputs: Any,
+        question: str | Iterable[str] | None = None,
+        context: str | Iterable[str] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        padding: Any = None,
+        **options: Any,
+    ) -> Any:
         """Answers to one question or to several.
 
-        inputs: {"question": …, "context": …}, or a list of such; or question and context by name, each a string or a list
-        (one context for several questions will do).
-        Returns {"score", "start", "end", "answer"} with context[start:end] == answer, for top_k > 1 a list of them, best
-        first; a list with one of these an input where a list was given. handle_impossible_answer: "" at 0 … 0 takes part,
-        with the smallest score that any window gives it.
-        Raises ValueError for arguments that make no sense, and UserError for texts that hold nothing.
-        """
-        options = Options(
-            top_k, doc_stride, max_answer_len, max_seq_len, max_question_len, handle_impossible_answer, align_to_words
-        )
-        pairs, several = pairs_of(inputs, question, context)
-        found = [self._answers(*pair, options) for pair in pairs]
-        results: list[Any] = [one[0] if top_k == 1 else one for one in found]
-        return results if several else results[0]
+        inputs: {"question": …, "context": …}, a list of such, a generator or a torch data set of such; both texts; or
+        question and context by name, each a string or a list (one context for several questions will do).
+        options: those of `Options`, with ``topk`` for top_k; None is the default.
+        batch_size: questions that are read together; left out, up to 256 of a list and one of a generator.
+        num_workers and padding change nothing: nothing is padded, and no other process has to help.
 
-    def _answers(self, question: str, context: str, options: Options) -> list[Result]:
-        """At least one answer, at most top_k, best first."""
-        windows, logits = self._read(question, context, options)
-        spans: dict[tuple[int, int], float] = {}
+        Returns {"score", "start", "end", "answer"} with context[start:end] == answer, for top_k > 1 a list of them,
+        best first; where several questions were asked a list with one of these for each, and for a generator or a data
+        set an iterator over them, which asks for a question when its answer is wanted. One question in a list has its
+        result by itself, as there. handle_impossible_answer: "" at 0 … 0 takes part, with the smallest score that any
+        window gives it.
+        A context without any token, such as " ", has the answer "" of score 0, or 1 if it may take part.
+        Raises ValueError for arguments that make no sense, KeyError for a dictionary without question or context,
+        TypeError for an option that there is not.
+        """
+        chosen = self.options.given(options)
+        asked = inputs_of(inputs, question, context)
+        size = batch_size or self.batch_size
+        if asked.form == "stream":
+            return self._results(asked.pairs, chosen, size or 1)
+        results = list(self._results(asked.pairs, chosen, size or TOGETHER))
+        return results[0] if asked.form == "one" else results
+
+    def _results(self, pairs: Iterable[Pair], options: Options, size: int) -> Iterator[Result | list[Result]]:
+        remaining = iter(pairs)
+        while group := list(islice(remaining, size)):
+            for found in self._answers(group, options):
+                yield found[0] if options.top_k == 1 else found
+
+    def _answers(self, pairs: Sequence[Pair], options: Options) -> Iterator[list[Result]]:
+        """For each pair at least one answer, at most top_k, best first."""
+        questions = self._encode(pairs, options)
+        machine, task = self.answerer.machine, QATask(self.answerer.settings)
+        logits = window_logits(task, self.answerer.model, questions, np.arange(len(questions.windows)), machine)
+        place_of = {name: place for place, name in enumerate(questions.questions.ids)}
+        for number in range(len(pairs)):
+            place = place_of.get(str(number))
+            if place is None:  # no token to be found in the context
+                yield [{"score": float(options.handle_impossible_answer), "start": 0, "end": 0, "answer": ""}]
+            else:
+                yield self._decode(questions, place, logits, options)
+
+    def _encode(self, pairs: Sequence[Pair], options: Options) -> TextQuestionSet:
+        """The questions, called by their number, with windows that share what the options say."""
+        tokenizer, positions = self.answerer.tokenizer, self.answerer.model.config.max_position_embeddings
+        window = min(options.max_seq_len or 384, positions)
+        shared = options.doc_stride if options.doc_stride is not None else min(window // 2, 128)
+        asked = [Question(str(number), pair.question, (), ()) for number, pair in enumerate(pairs)]
+        paragraphs = []
+        for context, group in groupby(range(len(pairs)), key=lambda number: pairs[number].context):
+            paragraphs.append(Paragraph("the text", 0, context, tuple(asked[number] for number in group)))
+        config = WindowConfig(window, window, options.max_question_len)
+        encoded = encode_with_texts(paragraphs, tokenizer, config, lambda where, error: None)
+        for name in {one.id for one in asked} - set(encoded.questions.ids):
+            if not len(tokenizer.encode_ids(pairs[int(name)].question)):
+                raise ValueError(f"the question of input {name} holds no text")
+        room_Q = window - SPECIALS - encoded.questions.texts.lengths
+        cut_Q = encoded.contexts.lengths[encoded.questions.context_Q] > room_Q
+        if (cut_Q & (room_Q <= shared)).any():
+            tokens = int(encoded.questions.texts.lengths[cut_Q].max())
+            raise ValueError(
+                f"doc_stride {shared} and a question of {tokens} tokens leave nothing of a window of {window} tokens"
+            )
+        windows = Windows.over(encoded.questions, encoded.contexts, config, np.maximum(room_Q - shared, 1))
+        return replace(encoded, windows=windows)
+
+    def _decode(
+        self, questions: TextQuestionSet, question: int, logits: Sequence[np.ndarray], options: Options
+    ) -> list[Result]:
+        context = int(questions.questions.context_Q[question])
+        text, base = questions.context_texts[context], int(questions.contexts.bounds[context])
+        tokens = questions.contexts[context]
+        first_of_word, last_of_word = word_edges(self.answerer.tokenizer.starts_word[tokens])
+        candidates = 2 * options.top_k + 10 if options.align_to_words else options.top_k
+        answers: dict[str, Result] = {}
         nothing = 1.0
-        skip = int(windows.questions.texts.lengths[0]) + 2
-        for window, (start, end) in enumerate(logits):
-            first, count = int(windows.windows.first_W[window]), int(windows.windows.count_W[window])
+        skip = int(questions.questions.texts.lengths[question]) + 2
+        for window in range(questions.bounds[question], questions.bounds[question + 1]):
+            first, count = int(questions.windows.first_W[window]), int(questions.windows.count_W[window])
             # as many scores as context tokens, and that of [CLS], which a reader gives what has no answer
-            starts, ends = (_log_softmax(np.append(one[skip : skip + count], one[0])) for one in (start, end))
+            starts, ends = (_log_softmax(np.append(one[skip : skip + count], one[0])) for one in logits[window])
             nothing = min(nothing, float(np.exp(starts[-1] + ends[-1])))
-            begins, lasts, scores = best_pairs(starts[:-1], ends[:-1], options.max_answer_len, options.top_k)
-            for begin, last, score in zip(begins + first, lasts + first, scores, strict=True):
-                place = self._characters(windows, int(begin), int(last), options.align_to_words)
-                spans[place] = max(spans.get(place, 0.0), float(np.exp(score)))
-        found: list[Result] = [
-            {"score": score, "start": start, "end": end, "answer": context[start:end]}
-            for (start, end), score in spans.items()
-        ]
+            for begin, last, score in zip(*best_pairs(starts[:-1], ends[:-1], options.max_answer_len, candidates)):
+                begin, last = begin + first, last + first
+                if options.align_to_words:
+                    begin, last = first_of_word[begin], last_of_word[last]
+                start, end = int(questions.offsets[base + begin, 0]), int(questions.offsets[base + last, 1])
+                answer = text[start:end]
+                new = {"score": 0.0, "start": start, "end": end, "answer": answer}
+                answers.setdefault(answer.lower(), new)["score"] += float(np.exp(score))
+        found = list(answers.values())
         if options.handle_impossible_answer:
             found.append({"score": nothing, "start": 0, "end": 0, "answer": ""})
         return sorted(found, key=lambda one: -one["score"])[: options.top_k]
 
-    def _read(self, question: str, context: str, options: Options) -> tuple[TextQuestionSet, list[np.ndarray]]:
-        """The windows, and for each start and end logits (2, tokens)."""
-        answerer = self.answerer
-        window = options.window(answerer.model.config.max_position_embeddings)
-        tokens = len(answerer.tokenizer.encode_ids(question)[: options.max_question_len])
-        shared = options.doc_stride if options.doc_stride is not None else min(window // 2, 128)
-        step = window - SPECIALS - tokens - shared
-        if step < 1:
-            raise ValueError(
-                f"doc_stride {shared} and a question of {tokens} tokens leave nothing of a window of {window} tokens"
-            )
-        encoded = encode_with_texts(
-            paragraphs_of(context, [question]),
-            answerer.tokenizer,
-            WindowConfig(window, step, options.max_question_len),
-            _refuse,
-        )
-        task = QATask(answerer.settings)
-        return encoded, window_logits(task, answerer.model, encoded, np.arange(len(encoded.windows)), answerer.machine)
 
-    def _characters(self, windows: TextQuestionSet, begin: int, last: int, whole_words: bool) -> tuple[int, int]:
-        """Characters of tokens begin … last, with the rest of the words that these are parts of."""
-        if whole_words:
-            starts = self.answerer.tokenizer.starts_word[windows.contexts[0]]
-            while begin > 0 and not starts[begin]:
-                begin -= 1
-            while last + 1 < len(starts) and not starts[last + 1]:
-                last += 1
-        return int(windows.offsets[begin, 0]), int(windows.offsets[last, 1])
+def word_edges(starts_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of n tokens the first and the last token of its word: (n,) int64 each.
+
+    starts_word: (n,) bool. Tokens before the first that starts a word are one word.
+    """
+    places = np.arange(len(starts_word))
+    first = np.maximum.accumulate(np.where(starts_word, places, 0))
+    ends_word = np.append(starts_word[1:], True)
+    last = np.minimum.accumulate(np.where(ends_word, places, len(places))[::-1])[::-1]
+    return first, last
 
 
 def pipeline(
     task: str,
     model: Path | str | None = None,
     *,
-    device: int | str = "auto",
+    device: int | str | torch.device | None = None,
     precision: str = "auto",
     backend: str = "auto",
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    **options: Any,
 ) -> QuestionAnsweringPipeline:
     """See ``spanbert.pipeline``."""
     if task != TASK:
         raise UserError(f"no pipeline {task!r}: there is {TASK!r}.")
-    where = device if isinstance(device, str) else "cpu" if device < 0 else f"cuda:{device}"
+    chosen = Options().given(options)
     folder = qa_model_path() if model is None else Path(model)
-    return QuestionAnsweringPipeline(QuestionAnswerer.load(folder, device=where, precision=precision, backend=backend))
+    answerer = QuestionAnswerer.load(folder, device=device_name(device), precision=precision, backend=backend)
+    return QuestionAnsweringPipeline(answerer, chosen, batch_size)
 
 
-def pairs_of(
-    inputs: Mapping[str, str] | Sequence[Mapping[str, str]] | None,
-    question: str | Sequence[str] | None,
-    context: str | Sequence[str] | None,
-) -> tuple[list[tuple[str, str]], bool]:
-    """(question, context) of every input, and whether a list was given. Raises ValueError for what is neither."""
-    if inputs is not None:
-        if question is not None or context is not None:
-            raise ValueError("give a dictionary or a list of them, or question and context by name, not both")
-        entries = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-        for entry in entries:
-            if not isinstance(entry, Mapping) or not {"question", "context"} <= entry.keys():
-                raise ValueError('each input needs the keys "question" and "context"')
-        pairs = [(entry["question"], entry["context"]) for entry in entries]
-        several = not isinstance(inputs, Mapping)
-    elif question is None or context is None:
-        raise ValueError("give question and context")
-    else:
-        several = not (isinstance(question, str) and isinstance(context, str))
-        questions = [question] if isinstance(question, str) else list(question)
-        contexts = [context] * len(questions) if isinstance(context, str) else list(context)
-        if len(questions) != len(contexts):
-            raise ValueError(f"{len(questions)} questions and {len(contexts)} contexts: give as many, or one context")
-        pairs = list(zip(questions, contexts, strict=True))
-    for pair in pairs:
-        if not all(isinstance(text, str) and text.strip() for text in pair):
-            raise ValueError("questions and contexts must be strings that hold text")
-    return pairs, several
+def device_name(device: int | str | torch.device | None) -> str:
+    """A device as this project names it: a number is a CUDA device, a negative one the CPU, None the best there is."""
+    if device is None:
+        return "auto"
+    if isinstance(device, int):
+        return "cpu" if device < 0 else f"cuda:{device}"
+    return str(device)
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:
     scores = scores.astype(np.float64)
     return scores - np.logaddexp.reduce(scores)
-
-
-def _refuse(where: str, error: MalformedRecord) -> None:
-    raise UserError(f"cannot answer: {error.detail}.")

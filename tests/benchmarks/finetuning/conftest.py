@@ -1,5 +1,5 @@
 """Sample questions, a tokenizer and a tiny model, as the fine-tuning tests have them."""
 
-from tests.qa_samples import make_model, question_set, tokenizer
+from tests.qa_samples import data, make_model, question_set, tokenizer
 
-__all__ = ["make_model", "question_set", "tokenizer"]
+__all__ = ["data", "make_model", "question_set", "tokenizer"]
