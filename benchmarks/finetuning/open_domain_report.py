@@ -1,0 +1,77 @@
+"""The results of ``benchmarks.finetuning.open_domain`` as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def report(results: dict[str, Any]) -> str:
+    """Costs of the index, recall, and exact match and F1, each with its standard error."""
+    about, questions, index = results["about"], results["questions"], results["index"]
+    lines = [
+        f"{about['corpus']}, {about['questions']}, model {about['model']} in {about['precision']}; {about['machine']}, "
+        f"{about['threads']} thread(s), Python {about['python']}, PyTorch {about['torch']}, NumPy {about['numpy']}; "
+        f"commit {about['commit']}, {about['date']}, seed {about['seed']}.",
+        "",
+        f"{questions['asked']:,} questions of {questions['articles']} of {questions['of_articles']} articles; an answer stands "
+        f"in the article as the corpus has it for {100 * questions['answer_stands']:.1f} %.",
+        "",
+        f"Index: {index['documents']:,} documents, {index['passages']:,} passages, {index['bytes'] / 1e6:,.0f} MB.",
+        "",
+        *_table(["", "wall", "processor", "peak"], _costs(index)),
+        "",
+        f"Recall over {results['recall'][0]['questions']:,} questions, percent:",
+        "",
+        *_table(
+            ["passages", "holds an answer", "of the right article", "both"],
+            [
+                [str(row["k"]), *(_percent(row[name]) for name in ("answer", "article", "both"))]
+                for row in results["recall"]
+            ],
+        ),
+        "",
+        f"Answers to {results['read']:,} questions, percent; finding and reading {results['answers'][-1]['passages']} "
+        f"passages takes {results['read_seconds']:.2f} s of the processor (median):",
+        "",
+        *_table(
+            ["passages", "compared by", "EM", "F1", "EM, may decline", "F1, may decline"], _answers(results["answers"])
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _costs(index: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, label in (("made", "made"), ("unchanged", "run again, nothing changed"), ("opened", "opened")):
+        if cost := index.get(name):
+            peak = f"{cost['peak_mib']:,.0f} MiB" if "peak_mib" in cost else ""
+            rows.append([label, f"{cost['wall_s']:.3g} s", f"{cost['processor_s']:.3g} s", peak])
+    query = index["query"]
+    for name in ("median", "p95"):
+        times = [f"{query[kind][name]:.1f} ms" for kind in ("wall_ms", "processor_ms")]
+        rows.append([f"a query for {query['k']} passages, {name} of {query['questions']}", *times, ""])
+    return rows
+
+
+def _answers(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            str(row["passages"]),
+            row["way"],
+            *(
+                _percent(row[mode][name]) if mode in row else ""
+                for mode in ("forced", "declining")
+                for name in ("exact", "f1")
+            ),
+        ]
+        for row in rows
+    ]
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['mean']:.1f} ± {100 * value['error']:.1f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
