@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ ROUNDS = 5  # of opening
 
 
 def run_costs(documents: Path, folder: Path) -> dict[str, float]:
-    """Of one run of the command. Raises UserError when it fails."""
+    """Of one run of the command. Raises UserError when it fails.
+
+    load_average: of the machine, over the last minute: how busy others kept it, and the wall time with it.
+    """
     begin = time.perf_counter()
     command = [sys.executable, "-m", "spanbert", "index", str(documents.resolve()), "--output", str(folder.resolve())]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -35,6 +39,7 @@ def run_costs(documents: Path, folder: Path) -> dict[str, float]:
         "wall_s": time.perf_counter() - begin,
         "processor_s": used.ru_utime + used.ru_stime,
         "peak_mib": used.ru_maxrss / 1024,  # Linux counts in KiB
+        "load_average": os.getloadavg()[0],
     }
 
 
@@ -44,17 +49,19 @@ def folder_bytes(folder: Path) -> int:
 
 def open_costs(folder: Path) -> dict[str, float]:
     """The best of ROUNDS, the files being in the page cache."""
-    return dict(zip(("wall_s", "processor_s"), np.min([_timed(lambda: Index.open(folder)) for _ in range(ROUNDS)], 0)))
+    wall, processor = np.min([_timed(partial(Index.open, folder)) for _ in range(ROUNDS)], axis=0)
+    return {"wall_s": float(wall), "processor_s": float(processor), "load_average": os.getloadavg()[0]}
 
 
 def query_costs(index: Index, questions: Sequence[str], k: int) -> dict[str, Any]:
     """Milliseconds of a search for k passages, each question having been asked before."""
     for question in questions:
         index.search(question, k)
-    wall, processor = 1000 * np.array([_timed(lambda one=question: index.search(one, k)) for question in questions]).T
-    found: dict[str, Any] = {"questions": len(questions), "k": k}
-    for name, times in (("wall_ms", wall), ("processor_ms", processor)):
-        found[name] = {"median": float(np.median(times)), "p95": float(np.percentile(times, 95))}
+    times = [_timed(partial(index.search, question, k)) for question in questions]
+    wall, processor = 1000 * np.array(times).T
+    found: dict[str, Any] = {"questions": len(questions), "k": k, "load_average": os.getloadavg()[0]}
+    for name, one in (("wall_ms", wall), ("processor_ms", processor)):
+        found[name] = {"median": float(np.median(one)), "p95": float(np.percentile(one, 95))}
     return found
 
 

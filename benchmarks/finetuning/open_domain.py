@@ -87,6 +87,7 @@ def run(config: OpenDomainConfig) -> dict[str, Any]:
     config.output.mkdir(parents=True, exist_ok=True)
     _check_same(config, model)
     asked, matches = _questions(config)
+    by_id = {one.id: one for one in asked}
     order = [asked[number] for number in np.random.default_rng(config.seed).permutation(len(asked))]
     costs = _index(config, [one.text for one in order[:TIMED]])
     index = Index.open(config.output / "index")
@@ -110,11 +111,11 @@ def run(config: OpenDomainConfig) -> dict[str, Any]:
             "matches": [asdict(one) for one in matches],
         },
         "index": costs,
-        "recall": recall_rows(found, config.passages),
+        "recall": recall_rows(by_id, found, config.passages),
         "read": len(reads),
         "read_seconds": float(np.median([one.seconds for one in reads])),
         "combinations": {name: asdict(one) for name, one in ways.items()},
-        "answers": answer_rows({one.id: one for one in read}, reads, config.passages, ways, threshold),
+        "answers": answer_rows(by_id, reads, config.passages, ways, threshold),
     }
     write_atomic(config.output / "results.json", json.dumps(results, indent=1) + "\n")
     write_atomic(config.output / "results.md", report(results))

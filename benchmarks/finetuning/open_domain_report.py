@@ -7,7 +7,7 @@ from typing import Any
 
 
 def report(results: dict[str, Any]) -> str:
-    """Costs of the index, recall, and exact match and F1, each with its standard error."""
+    """Costs of the index, recall, and exact match and F1 with their standard errors."""
     about, questions, index = results["about"], results["questions"], results["index"]
     lines = [
         f"{about['corpus']}, {about['questions']}, model {about['model']} in {about['precision']}; {about['machine']}, "
@@ -19,7 +19,9 @@ def report(results: dict[str, Any]) -> str:
         "",
         f"Index: {index['documents']:,} documents, {index['passages']:,} passages, {index['bytes'] / 1e6:,.0f} MB.",
         "",
-        *_table(["", "wall", "processor", "peak"], _costs(index)),
+        *_table(["", "wall", "processor", "peak", "load"], _costs(index)),
+        "",
+        "Behind ± stands the standard error; the questions of an article are taken together, as a cluster.",
         "",
         f"Recall over {results['recall'][0]['questions']:,} questions, percent:",
         "",
@@ -46,12 +48,17 @@ def _costs(index: dict[str, Any]) -> list[list[str]]:
     for name, label in (("made", "made"), ("unchanged", "run again, nothing changed"), ("opened", "opened")):
         if cost := index.get(name):
             peak = f"{cost['peak_mib']:,.0f} MiB" if "peak_mib" in cost else ""
-            rows.append([label, f"{cost['wall_s']:.3g} s", f"{cost['processor_s']:.3g} s", peak])
+            rows.append([label, _time(cost["wall_s"]), _time(cost["processor_s"]), peak, f"{cost['load_average']:.1f}"])
     query = index["query"]
     for name in ("median", "p95"):
-        times = [f"{query[kind][name]:.1f} ms" for kind in ("wall_ms", "processor_ms")]
-        rows.append([f"a query for {query['k']} passages, {name} of {query['questions']}", *times, ""])
+        times = [_time(query[kind][name] / 1000) for kind in ("wall_ms", "processor_ms")]
+        label = f"a query for {query['k']} passages, {name} of {query['questions']}"
+        rows.append([label, *times, "", f"{query['load_average']:.1f}"])
     return rows
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def _answers(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -126,14 +126,14 @@ def first(marks: Sequence[bool]) -> int | None:
     return next((place for place, mark in enumerate(marks, 1) if mark), None)
 
 
-def recall_rows(found: Sequence[Found], ks: Iterable[int]) -> list[dict[str, Any]]:
+def recall_rows(asked: dict[str, Asked], found: Sequence[Found], ks: Iterable[int]) -> list[dict[str, Any]]:
     """For each k the share of questions whose first k passages hold it, with its standard error."""
-    rows = []
+    rows, articles = [], [asked[one.id].article for one in found]
     for k in ks:
         row: dict[str, Any] = {"k": k, "questions": len(found)}
         for name in ("answer", "article", "both"):
             ranks = [getattr(one, name) for one in found]
-            row[name] = mean_and_error([rank is not None and rank <= k for rank in ranks])
+            row[name] = mean_and_error([rank is not None and rank <= k for rank in ranks], articles)
         rows.append(row)
     return rows
 
@@ -150,6 +150,7 @@ def answer_rows(
     "best": as if the best of a question's candidates were always chosen. declining: with the model's threshold for "no
     answer"; otherwise some span is always given, as all of these questions have an answer.
     """
+    articles = [asked[one.id].article for one in reads]
     rows = [_row("the right paragraph", 1, reads, asked, [one.given for one in reads], READER_ALONE, threshold)]
     for k in ks:
         kept = [[candidate for candidate in one.kept if candidate.rank <= k] for one in reads]
@@ -158,7 +159,7 @@ def answer_rows(
             max(_score(asked[one.id], answer) for answer in {"", *(c.text for c in candidates)})
             for one, candidates in zip(reads, kept, strict=True)
         ]
-        rows.append({"way": "best", "passages": k, "forced": _means(best)})
+        rows.append({"way": "best", "passages": k, "forced": _means(best, articles)})
     return rows
 
 
@@ -176,7 +177,8 @@ def _row(
         if name == "declining" and threshold is None:
             continue
         answers = [best_answer(candidates, combination, limit) for candidates in kept]
-        row[name] = _means([_score(asked[one.id], answer) for one, answer in zip(reads, answers, strict=True)])
+        scores = [_score(asked[one.id], answer) for one, answer in zip(reads, answers, strict=True)]
+        row[name] = _means(scores, [asked[one.id].article for one in reads])
     return row
 
 
@@ -191,15 +193,15 @@ def _score(asked: Asked, answer: str) -> tuple[float, float]:
     return score_question(answer, asked.answers, version_2=False)
 
 
-def _means(scores: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _means(scores: Sequence[tuple[float, float]], articles: Sequence[str]) -> dict[str, Any]:
     exact, f1 = zip(*scores, strict=True)
-    return {"exact": mean_and_error(exact), "f1": mean_and_error(f1)}
+    return {"exact": mean_and_error(exact, articles), "f1": mean_and_error(f1, articles)}
 
 
-def mean_and_error(values: Sequence[float]) -> dict[str, float]:
-    """The mean over questions, and its standard error."""
+def mean_and_error(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """The mean over questions, and its standard error where those of a group, an article, are alike (cluster-robust)."""
     array = np.array(values, dtype=np.float64)
-    return {
-        "mean": float(array.mean()),
-        "error": float(array.std(ddof=1) / len(array) ** 0.5) if len(array) > 1 else 0.0,
-    }
+    numbers = np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(numbers, weights=array - array.mean())
+    correction = len(sums) / max(1, len(sums) - 1)
+    return {"mean": float(array.mean()), "error": float((correction * (sums**2).sum()) ** 0.5 / len(array))}

@@ -6,6 +6,7 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.finetuning import open_domain
@@ -19,6 +20,7 @@ from benchmarks.finetuning.open_domain_scores import (
     answer_rows,
     best_answer,
     found_by,
+    mean_and_error,
     recall_rows,
 )
 from finetune.retrieval.answer_documents import DocumentAnswerer
@@ -156,12 +158,22 @@ def test_where_answer_and_article_are_found() -> None:
 
 
 def test_recall_counts_first_ranks() -> None:
-    rows = recall_rows([Found("1", 1, 4, 5), Found("2", 5, None, None), Found("3", None, 1, None)], (1, 5))
+    asked = {name: dataclasses.replace(ASKED, id=name, article=name) for name in "123"}
+    rows = recall_rows(asked, [Found("1", 1, 4, 5), Found("2", 5, None, None), Found("3", None, 1, None)], (1, 5))
     assert [[round(3 * row[name]["mean"]) for name in ("answer", "article", "both")] for row in rows] == [
         [1, 1, 0],
         [2, 2, 1],
     ]
     assert rows[0]["answer"]["error"] == pytest.approx((1 / 3 * 2 / 3 / 2) ** 0.5)
+
+
+def test_the_standard_error_takes_an_article_for_one_case() -> None:
+    """Ten questions of each article that are all alike say no more than one of each."""
+    values = [1.0, 0.0, 0.0, 1.0, 1.0]
+    one = mean_and_error(values, list("abcde"))
+    assert one["error"] == pytest.approx(np.std(values, ddof=1) / 5**0.5)
+    assert mean_and_error(np.repeat(values, 10).tolist(), np.repeat(list("abcde"), 10).tolist()) == pytest.approx(one)
+    assert mean_and_error([1.0, 0.0], ["a", "a"]) == {"mean": 0.5, "error": 0.0}
 
 
 ASKED = open_domain.Asked("q", "Who?", ("the Fox", "fox"), "A fox.", "A", True)
