@@ -142,8 +142,8 @@ def _questions(config: OpenDomainConfig) -> tuple[list[Asked], list[Match]]:
     if not documents.is_file():
         print(f"{documents}: {write_documents(config.corpus, documents):,} articles")
     if not file.is_file():
-        found = match_questions(config.questions, read_documents(documents))
-        content = {name: [asdict(one) for one in ones] for name, ones in zip(("asked", "matches"), found, strict=True)}
+        found, matched = match_questions(config.questions, read_documents(documents))
+        content = {"asked": [asdict(one) for one in found], "matches": [asdict(one) for one in matched]}
         write_atomic(file, json.dumps(content) + "\n")
     content = read_json(file)
     asked = [Asked(**one | {"answers": tuple(one["answers"])}) for one in content["asked"]]
