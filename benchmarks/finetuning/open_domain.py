@@ -39,13 +39,14 @@ from benchmarks.finetuning.open_domain_scores import (
     Found,
     Read,
     answer_rows,
+    confidence_rows,
     found_by,
     recall_rows,
 )
 from benchmarks.pretraining.masking import cpu_name
 from finetune.retrieval.answer_documents import SPANS_PER_PASSAGE, DocumentAnswerer
-from finetune.retrieval.combine import DEFAULT_COMBINATION, Combination
-from finetune.retrieval.confidence import load_calibration
+from finetune.retrieval.combine import DEFAULT_COMBINATION
+from finetune.retrieval.confidence import Calibration, load_calibration
 from finetune.retrieval.index import Index
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from spanbert.config import read_json
@@ -100,7 +101,9 @@ def run(config: OpenDomainConfig) -> dict[str, Any]:
         for one in _lines(config, "readings.jsonl", read, _reading(answerer, index, max(config.passages)))
     ]
     threshold = answerer.settings.threshold
-    ways = _ways(model, config.calibrations)
+    calibrations = _calibrations(model, config.calibrations)
+    ways = {"reader alone": READER_ALONE, "default weights": DEFAULT_COMBINATION}
+    ways |= {name: one.combination for name, one in calibrations.items()}
     results = {
         "about": _about(config, answerer),
         "questions": {
@@ -116,6 +119,7 @@ def run(config: OpenDomainConfig) -> dict[str, Any]:
         "read_seconds": float(np.median([one.seconds for one in reads])),
         "combinations": {name: asdict(one) for name, one in ways.items()},
         "answers": answer_rows(by_id, reads, config.passages, ways, threshold),
+        "confidence": confidence_rows(by_id, reads, config.passages, calibrations, threshold),
     }
     write_atomic(config.output / "results.json", json.dumps(results, indent=1) + "\n")
     write_atomic(config.output / "results.md", report(results))
@@ -213,16 +217,16 @@ def _lines(
     return (held[one.id] for one in asked)
 
 
-def _ways(model: Path, others: Sequence[Path]) -> dict[str, Combination]:
-    """Name → weights: the reader alone, the weights of models without a calibration, the model's own, others."""
-    ways = {"reader alone": READER_ALONE, "default weights": DEFAULT_COMBINATION}
+def _calibrations(model: Path, others: Sequence[Path]) -> dict[str, Calibration]:
+    """Name → calibration for many documents: the model's own, where it has one, and others."""
+    found = {}
     for folder, name in [(model, "calibrated"), *((one, f"calibrated, {one.name}") for one in others)]:
         calibration = load_calibration(folder, "documents")
         if calibration is not None:
-            ways[name] = calibration.combination
+            found[name] = calibration
         elif folder != model:
             raise UserError(f'{folder}: holds no calibration for "documents"; make one: spanbert calibrate.')
-    return ways
+    return found
 
 
 def _about(config: OpenDomainConfig, answerer: QuestionAnswerer) -> dict[str, Any]:

@@ -40,6 +40,10 @@ def report(results: dict[str, Any]) -> str:
             ["passages", "compared by", "EM", "F1", "EM, may decline", "F1, may decline"], _answers(results["answers"])
         ),
     ]
+    if rows := [row for row in results["confidence"] if row["answered"]]:
+        lines += ["", 'Confidence of the answers, "no answer" left out:', ""]
+        head = ["passages", "calibration", "answered", "mean confidence", "right", "calibration error", "AUROC"]
+        lines += _table(head, [_sureness(row) for row in rows])
     return "\n".join(lines) + "\n"
 
 
@@ -74,6 +78,12 @@ def _answers(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ]
         for row in rows
     ]
+
+
+def _sureness(row: dict[str, Any]) -> list[str]:
+    area = "" if row["auroc"] is None else f"{row['auroc']:.3f}"
+    numbers = [f"{row[name]:.3f}" for name in ("confidence", "right", "ece")]
+    return [str(row["passages"]), row["way"], str(row["answered"]), *numbers, area]
 
 
 def _percent(value: dict[str, float]) -> str:

@@ -14,7 +14,9 @@ import numpy as np
 from benchmarks.finetuning.encyclopedia import Asked
 from finetune.retrieval.answer_documents import SPANS_PER_PASSAGE, Candidate, Place, Reading, ranked
 from finetune.retrieval.combine import Combination, Features
+from finetune.retrieval.confidence import Calibration
 from finetune.retrieval.index import Hit, Retriever
+from finetune.retrieval.reliability import auroc, calibration_error
 from finetune.tasks.qa.decode import Decoded
 from finetune.tasks.qa.metrics import normalize_answer, score_question
 
@@ -187,6 +189,33 @@ def best_answer(kept: Sequence[Kept], combination: Combination, threshold: float
     if not kept:
         return ""
     return ranked([one.candidate() for one in kept], combination, threshold)[0].text
+
+
+def confidence_rows(
+    asked: dict[str, Asked],
+    reads: Sequence[Read],
+    ks: Iterable[int],
+    calibrations: dict[str, Calibration],
+    threshold: float | None,
+) -> list[dict[str, Any]]:
+    """How sure each calibration is of the questions that are answered, "no answer" left out, and how often it is right."""
+    rows = []
+    for k in ks:
+        for way, calibration in calibrations.items():
+            sure, right = [], []
+            for one in reads:
+                kept = [candidate.candidate() for candidate in one.kept if candidate.rank <= k]
+                best = ranked(kept, calibration.combination, threshold)[0] if kept else None
+                if best is not None and best.text:
+                    sure.append(calibration.confidence(best.evidence))
+                    right.append(_score(asked[one.id], best.text)[0])
+            row: dict[str, Any] = {"way": way, "passages": k, "answered": len(sure)}
+            if sure:
+                sure_N, right_N = np.array(sure), np.array(right)
+                row |= {"confidence": float(sure_N.mean()), "right": float(right_N.mean())}
+                row |= {"ece": calibration_error(sure_N, right_N), "auroc": auroc(sure_N, right_N)}
+            rows.append(row)
+    return rows
 
 
 def _score(asked: Asked, answer: str) -> tuple[float, float]:

@@ -19,14 +19,18 @@ from benchmarks.finetuning.open_domain_scores import (
     Read,
     answer_rows,
     best_answer,
+    confidence_rows,
     found_by,
     mean_and_error,
     recall_rows,
 )
 from finetune.retrieval.answer_documents import DocumentAnswerer
 from finetune.retrieval.combine import Combination
+from finetune.retrieval.confidence import Calibration, Evidence, HeldOut
 from finetune.retrieval.documents import Document
 from finetune.retrieval.index import Index
+from finetune.retrieval.logistic import Logistic
+from finetune.retrieval.reliability import Bin
 from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.checkpoint.model_folder import save_model
@@ -210,6 +214,25 @@ def test_answers_are_compared_among_the_first_passages_alone() -> None:
 
 
 MODES = ("forced", "declining")
+
+
+def test_confidence_is_compared_with_how_often_answers_are_right() -> None:
+    """By a calibration that knows nothing but the reader's logit; what is declined takes no part."""
+    size = len(Evidence().vector())
+    by_logit = Logistic(0.0, tuple(float(n == 3) for n in range(size)), (0.0,) * size, (1.0,) * size)
+    held_out = HeldOut("file", "", 4, "all", "2026-01-01")
+    calibration = Calibration(READER_ALONE, by_logit, by_logit, (Bin(0.0, 1.0, 0.5, 0.5, 4),), 3, held_out, {})
+    reads = [
+        Read("q", [kept("fox", 1, 2, 5)], [], 1.0),
+        Read("q", [kept("hen", 1, -1, 5), kept("fox", 2, 3, 5)], [], 1.0),
+        Read("q", [kept("vole", 1, -2, 5)], [], 1.0),
+        Read("q", [kept("vole", 1, 5, 5, 4.0)], [], 1.0),  # declined
+        Read("q", [], [], 1.0),
+    ]
+    one, two = confidence_rows({"q": ASKED}, reads, (1, 2), {"own": calibration}, 0.5)
+    assert (one["answered"], one["right"], one["auroc"]) == (3, pytest.approx(1 / 3), 1.0)
+    assert one["confidence"] == pytest.approx(np.mean([1 / (1 + np.exp(-x)) for x in (2, -1, -2)]))
+    assert (two["answered"], two["right"]) == (3, pytest.approx(2 / 3))
 
 
 def test_one_reading_serves_every_number_of_passages(config: OpenDomainConfig) -> None:
