@@ -27,14 +27,11 @@ from finetune.retrieval.merge_postings import FILES, Part, merge_postings, open_
 from finetune.retrieval.opensearch import is_url
 from finetune.retrieval.passages import document_passages
 from finetune.retrieval.postings import PostingsBuilder
+from finetune.retrieval.previous_index import PreviousIndex
 from finetune.retrieval.store import (
     MANIFEST,
     SETTINGS,
     StoredDocument,
-    StoredDocuments,
-    check_generation,
-    generation_of,
-    open_table,
     save_table,
 )
 from finetune.retrieval.table import PassageTable
@@ -134,34 +131,43 @@ def update_index(paths: Iterable[Path | str], folder: Path | str) -> Changes:
     if lock is None:
         raise UserError(f"{folder}: another process is writing this index.")
     with lock, report_full_disk(folder):
-        old = _Old.open(folder)
-        generation = folder / f"data-{time.time_ns():x}"
-        generation.mkdir()
-        try:
-            writer = _Writer(generation, old)
-            changes = writer.write(sources)
-            if not changes.documents:
-                listed = "".join(f"\n  {one}" for one in changes.skipped[:SHOWN_SKIPPED])
-                raise UserError(f"no document could be read.{listed}")
-            for file in generation.iterdir():
-                sync_file(file)
-            sync_folder(generation)
-            manifest = {
-                "generation": generation.name,
-                "settings": SETTINGS,
-                "files": describe_files(generation, generation.iterdir()),
-                "documents": changes.documents,
-                "passages": changes.passages,
-                "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            }
-            write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        except BaseException:
-            shutil.rmtree(generation, ignore_errors=True)
-            raise
+        old = PreviousIndex.open(folder)
+        if old.generation is not None and old.holds(sources):
+            generation = old.generation
+            changes = Changes(unchanged=len(old.records), passages=old.passages, skipped=list(sources.skipped))
+        else:
+            generation, changes = _write_generation(sources, folder, old)
         for other in folder.iterdir():
             if other != generation and _is_generation(other):
                 shutil.rmtree(other, ignore_errors=True)
     return changes
+
+
+def _write_generation(sources: Sources, folder: Path, old: PreviousIndex) -> tuple[Path, Changes]:
+    """A new generation, which index.json names once it is whole. Raises UserError where no document can be read."""
+    generation = folder / f"data-{time.time_ns():x}"
+    generation.mkdir()
+    try:
+        changes = _Writer(generation, old).write(sources)
+        if not changes.documents:
+            listed = "".join(f"\n  {one}" for one in changes.skipped[:SHOWN_SKIPPED])
+            raise UserError(f"no document could be read.{listed}")
+        for file in generation.iterdir():
+            sync_file(file)
+        sync_folder(generation)
+        manifest = {
+            "generation": generation.name,
+            "settings": SETTINGS,
+            "files": describe_files(generation, generation.iterdir()),
+            "documents": changes.documents,
+            "passages": changes.passages,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    except BaseException:
+        shutil.rmtree(generation, ignore_errors=True)
+        raise
+    return generation, changes
 
 
 def _is_generation(path: Path) -> bool:
@@ -181,48 +187,10 @@ def _may_be_in_index(path: Path) -> bool:
     return path.name in (MANIFEST, SKIPPED) or path.name.startswith(".") or _is_generation(path)
 
 
-@dataclass
-class _Old:
-    """The index that there was; empty where there was none, or one made with other settings."""
-
-    documents: StoredDocuments | None
-    parts: list[Part]
-    table: PassageTable | None
-    first_D: np.ndarray  # the first passage of each document
-    records: dict[str, tuple[int, StoredDocument]]  # by id
-    by_source: dict[str, list[str]]  # source → ids
-    hashes: dict[str, str]  # of sources that were read without loss
-
-    @classmethod
-    def open(cls, folder: Path) -> _Old:
-        nothing = cls(None, [], None, np.zeros(0, np.int64), {}, {}, {})
-        if not (folder / MANIFEST).is_file():
-            return nothing
-        try:
-            generation, manifest = generation_of(folder)
-            if manifest.get("settings") != SETTINGS or check_generation(generation, manifest, read=True):
-                return nothing
-        except UserError:
-            return nothing
-        try:
-            documents, table, postings = StoredDocuments(generation), open_table(generation), open_postings(generation)
-            lines = (generation / "sources.jsonl").read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
-            return nothing  # damaged: made anew
-        records = {one.id: (number, one) for number, one in enumerate(documents.records())}
-        by_source: dict[str, list[str]] = {}
-        for name, (_, record) in records.items():
-            by_source.setdefault(record.source, []).append(name)
-        numbers = np.full(len(table), -1, dtype=np.int32)
-        first_D = np.searchsorted(table.document_N, np.arange(len(documents) + 1))
-        hashes = dict(json.loads(line) for line in lines)
-        return cls(documents, [Part(postings, numbers)], table, first_D, records, by_source, hashes)
-
-
 class _Writer:
     """One new generation, written document by document."""
 
-    def __init__(self, folder: Path, old: _Old) -> None:
+    def __init__(self, folder: Path, old: PreviousIndex) -> None:
         self.folder, self.old = folder, old
         self.changes = Changes()
         self.parts = list(old.parts)

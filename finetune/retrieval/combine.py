@@ -55,18 +55,27 @@ def fit_combination(questions: Sequence[tuple[np.ndarray, np.ndarray]]) -> Combi
     """
     prior = DEFAULT_COMBINATION.vector()
     useful = [(x, y / y.sum()) for x, y in questions if y.sum() > 0]
+    pull = RIDGE * max(1, len(useful))
+
+    def loss(weights: np.ndarray) -> float:
+        chosen = sum(np.logaddexp.reduce(x_CF @ weights) - y_C @ x_CF @ weights for x_CF, y_C in useful)
+        return float(chosen + pull / 2 * (weights - prior) @ (weights - prior))
+
     weights = prior
-    ridge = RIDGE * max(1, len(useful)) * np.eye(len(prior))
-    for _ in range(50):
-        gradient, hessian = ridge @ (prior - weights), ridge.copy()
+    for _ in range(100):
+        gradient, hessian = pull * (weights - prior), pull * np.eye(len(prior))
         for x_CF, y_C in useful:
             scores = x_CF @ weights
             chance = np.exp(scores - scores.max())
             chance /= chance.sum()
             mean = chance @ x_CF
-            gradient += y_C @ x_CF - mean
+            gradient += mean - y_C @ x_CF
             hessian += (x_CF * chance[:, None]).T @ x_CF - np.outer(mean, mean)
-        step = np.linalg.solve(hessian, gradient)
+        step = -np.linalg.solve(hessian, gradient)
+        # Where a wrong candidate is nearly certain there is hardly any curvature, and the step far too long.
+        before, slope = loss(weights), gradient @ step
+        while np.abs(step).max() >= 1e-9 and loss(weights + step) > before + 1e-4 * slope:
+            step, slope = step / 2, slope / 2
         weights = weights + step
         if np.abs(step).max() < 1e-9:
             break

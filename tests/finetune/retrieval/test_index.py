@@ -298,6 +298,26 @@ def test_an_index_among_its_documents_is_not_indexed(folder: Path) -> None:
     assert (changes.unchanged, changes.documents, changes.skipped) == (6, 6, [])
 
 
+def test_nothing_is_written_where_nothing_changed(folder: Path, tmp_path: Path) -> None:
+    """Half a gigabyte used to be copied to say that all of it was as before."""
+    index = tmp_path / "index"
+    first = update_index([folder], index)
+    (generation,) = index.glob("data-*")
+    (index / "data-1").mkdir()  # of a process that was killed
+    manifest = (index / "index.json").read_bytes()
+    changes = update_index([folder], index)
+    assert (changes.unchanged, changes.new, changes.passages) == (6, 0, first.passages)
+    assert list(index.glob("data-*")) == [generation] and (index / "index.json").read_bytes() == manifest
+    (folder / "d1.txt").rename(folder / "other.txt")
+    changes = update_index([folder], index)
+    assert (changes.new, changes.deleted, changes.unchanged) == (1, 1, 5)
+    assert list(index.glob("data-*")) != [generation]
+    (folder / "new.jsonl").write_text('{"id": "a", "text": "All is new."}\nno JSON\n')
+    for new in (1, 0):  # what was read with a loss is read again, and the loss is said again
+        changes = update_index([folder], index)
+        assert (changes.new, len(changes.skipped)) == (new, 1)
+
+
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no index .*spanbert index PATHS --output"):
         Index.open(tmp_path / "none")
