@@ -3,9 +3,10 @@
 The graph has the padded layout of Hugging Face's models: ``input_ids``, ``attention_mask`` and ``token_type_ids`` are
 (batch, sequence) int64, both sizes free. Operators are those of opset 20, the first with LayerNormalization and GELU.
 
-With ``int8`` the products of the layers take int8 weights, one scale per output channel, and activations that are rounded
-as they come, one scale for a whole input (DynamicQuantizeLinear, MatMulInteger); the word embeddings are int8 rows with a
-scale each. Other tensors stay fp32.
+With ``int8`` the products of the layers (MatMulInteger) take int8 weights, one scale per output channel, and activations
+that are rounded as they come, one scale per token, as ``spanbert.model.quantized`` has it: the operator that ONNX has for
+this, DynamicQuantizeLinear, has one scale for a whole input, which cost 1 point of F1 (docs/serving.md). The word embeddings
+are int8 rows with a scale each. Other tensors stay fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from spanbert.checkpoint.architectures import MLM, POOLER, WORDS
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
-from spanbert.model.quantized import round_channels
+from spanbert.model.quantized import LARGEST, SMALLEST, ZERO, round_channels
 
 OPSET = 20
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -65,7 +66,7 @@ class Graph:
     def weight(self, name: str, make: Callable[[], np.ndarray]) -> str:
         """A stored array; made when the name is first asked for."""
         if name not in self.weights:
-            self.weights[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(make()), name)
+            self.weights[name] = self.onnx.numpy_helper.from_array(np.array(make(), order="C"), name)
         return name
 
     def fp32(self, name: str) -> str:
@@ -89,11 +90,16 @@ class Graph:
         return self.integer_product(x, rounded, scale)
 
     def integer_product(self, x: str, rounded_IO: str, scale_O: str) -> str:
-        """The product of ``x``, rounded here, and int8 weights."""
-        x_rounded, x_scale, x_zero = self.node("DynamicQuantizeLinear", x, count=3)
-        whole = self.node("MatMulInteger", x_rounded, rounded_IO, x_zero)
-        scaled = self.node("Cast", whole, to=self.onnx.TensorProto.FLOAT)
-        return self.node("Mul", scaled, self.node("Mul", x_scale, scale_O))
+        """The product of ``x``, rounded here as ``spanbert.model.quantized.round_rows`` does, and int8 weights."""
+        kinds = self.onnx.TensorProto
+        largest = self.node("ReduceMax", self.node("Abs", x), self.constant([-1]))
+        largest = self.node("Max", largest, self.constant(SMALLEST, np.float32))
+        x_scale = self.node("Mul", largest, self.constant(1 / LARGEST, np.float32))
+        signed = self.node("Round", self.node("Div", x, x_scale))
+        rounded = self.node("Cast", self.node("Add", signed, self.constant(ZERO, np.float32)), to=kinds.UINT8)
+        whole = self.node("MatMulInteger", rounded, rounded_IO, self.constant(ZERO, np.uint8))
+        by_channel = self.node("Mul", self.node("Cast", whole, to=kinds.FLOAT), scale_O)
+        return self.node("Mul", by_channel, x_scale)
 
     def layer_norm(self, x: str, module: str) -> str:
         return self.node(
