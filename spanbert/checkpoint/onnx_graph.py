@@ -5,8 +5,8 @@ The graph has the padded layout of Hugging Face's models: ``input_ids``, ``atten
 
 With ``int8`` the products of the layers (MatMulInteger) take int8 weights, one scale per output channel, and activations
 that are rounded as they come, one scale per token, as ``spanbert.model.quantized`` has it: the operator that ONNX has for
-this, DynamicQuantizeLinear, has one scale for a whole input, which cost 1 point of F1 (docs/serving.md). The word embeddings
-are int8 rows with a scale each. Other tensors stay fp32.
+this, DynamicQuantizeLinear, has one scale for a whole input, which cost 1 point of F1 (docs/serving.md). So has the product
+of the MLM head with the vocabulary. Other tensors stay fp32, the word embeddings among them.
 """
 
 from __future__ import annotations
@@ -110,12 +110,6 @@ class Graph:
             epsilon=self.config.layer_norm_eps,
         )
 
-    def words(self) -> tuple[str, str]:
-        """The int8 word embeddings (V, H) and the scale (V,) of each row."""
-        rounded_VH, scale_V = round_channels(self.tensors[WORDS].float())
-        rounded = self.weight(f"{WORDS}.int8", lambda: rounded_VH.numpy())
-        return rounded, self.weight(f"{WORDS}.scale", lambda: scale_V.numpy())
-
 
 def array_of(tensor: Tensor) -> np.ndarray:
     return tensor.float().contiguous().numpy()
@@ -124,13 +118,7 @@ def array_of(tensor: Tensor) -> np.ndarray:
 def embeddings(graph: Graph) -> str:
     """LayerNorm(word + position + type) → (B, L, H)."""
     front = "bert.embeddings"
-    if graph.int8:
-        rounded, scale = graph.words()
-        rows = graph.node("Cast", graph.node("Gather", rounded, "input_ids"), to=graph.onnx.TensorProto.FLOAT)
-        scales = graph.node("Unsqueeze", graph.node("Gather", scale, "input_ids"), graph.constant([-1]))
-        words = graph.node("Mul", rows, scales)
-    else:
-        words = graph.node("Gather", graph.fp32(WORDS), "input_ids")
+    words = graph.node("Gather", graph.fp32(WORDS), "input_ids")
     length = graph.node("Shape", "input_ids", start=1, end=2)
     table = graph.fp32(f"{front}.position_embeddings.weight")
     positions = graph.node("Slice", table, graph.constant([0]), length, graph.constant([0]))
@@ -198,13 +186,14 @@ def sequence_classification(graph: Graph, hidden: str) -> dict[str, Sequence[str
 
 
 def masked_words(graph: Graph, hidden: str) -> dict[str, Sequence[str | int]]:
-    """The MLM head over every token; its output matrix is the word embeddings, stored once."""
+    """The MLM head over every token; its output matrix is the word embeddings, which in fp32 are stored once."""
     front = MLM.prefix
     inner = graph.node("Gelu", graph.linear(hidden, f"{front}.transform.dense"))
     features = graph.layer_norm(inner, f"{front}.transform.LayerNorm")
-    rounded, scale = graph.words() if graph.int8 else (graph.fp32(WORDS), "")
-    columns = graph.node("Transpose", rounded, perm=[1, 0])
-    product = graph.integer_product(features, columns, scale) if graph.int8 else graph.node("MatMul", features, columns)
+    if graph.int8:
+        product = graph.product(features, WORDS, graph.tensors[WORDS].float(), int8=True)
+    else:
+        product = graph.node("MatMul", features, graph.node("Transpose", graph.fp32(WORDS), perm=[1, 0]))
     graph.node("Add", product, graph.fp32(f"{front}.bias"), name="logits")
     return {"logits": (BATCH, SEQUENCE, graph.config.vocab_size)}
 
