@@ -16,10 +16,11 @@ from finetune.task import Features, Task
 from spanbert.checkpoint.architectures import architecture_of
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
 from spanbert.checkpoint.store import find_model
-from spanbert.device import autocast, choose_device, choose_precision
+from spanbert.device import autocast, choose_device
 from spanbert.errors import UserError
 from spanbert.files import check_writable, write_atomic
 from spanbert.model.models import SpanBertModel
+from spanbert.model.quantized import choose_inference_precision, quantize_encoder
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Machine:
     """Where and how a model runs."""
 
     device: torch.device
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "bf16" or, for a model whose encoder was quantized, "int8"
     tokens: int = 16384  # of a batch at inference
 
 
@@ -55,10 +56,12 @@ def load_trained(
 ) -> TrainedModel[T]:
     """A folder that `spanbert finetune` wrote, or another of the Hugging Face layout with this task's heads.
 
-    Raises UserError when it holds no model, or one whose heads were not trained for the task.
+    Raises UserError when it holds no model, or one whose heads were not trained for the task, and for a precision that
+    there is not on the device.
     """
     folder = find_model(Path(folder))
     where = choose_device(device)
+    machine = Machine(where, choose_inference_precision(where, precision))
     model, tokenizer, report = load_model_and_tokenizer(folder, task.model)
     if not all(report.has(head.name) for head in architecture_of(task.model).heads):
         raise UserError(
@@ -67,8 +70,10 @@ def load_trained(
     positions = model.config.max_position_embeddings
     stated = task.of_model(report.config, positions, f"{folder}/config.json")
     stated.check(positions)
-    machine = Machine(where, choose_precision(where, precision))
-    return TrainedModel(folder, stated, model.place(where, backend).eval(), tokenizer, machine)
+    model.place(where, backend).eval()
+    if machine.precision == "int8":
+        quantize_encoder(model.encoder)
+    return TrainedModel(folder, stated, model, tokenizer, machine)
 
 
 def load_configured(task: type[T], folder: Path, config: EvaluateConfig | PredictConfig) -> TrainedModel[T]:

@@ -13,6 +13,10 @@ from spanbert.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
+#: What tells of a processor's matrix units; PyTorch has no public names for them.
+BF16_UNITS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+INT8_UNITS = ("_is_amx_tile_supported", "_is_vnni_supported")
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """``auto`` → the current CUDA device when there is one, else the CPU."""
@@ -27,24 +31,36 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(device: torch.device, name: str = "auto") -> str:
-    """``auto`` → bf16 autocast where the device multiplies it faster, else fp32.
+def choose_precision(device: torch.device, name: str = "auto", others: tuple[str, ...] = ()) -> str:
+    """``auto`` → bf16 autocast where the device multiplies it faster, else fp32. others: what else a caller takes.
 
     That is CUDA ≥ 8.0, and CPUs with AMX or AVX512-BF16 (docs/decisions.md: five times the rate of fp32 on a Zen 5 core).
     """
     if name not in PRECISIONS:
-        raise UserError(f"--precision {name}: choose one of {', '.join(PRECISIONS)}")
+        raise UserError(f"--precision {name}: choose one of {', '.join(PRECISIONS + others)}")
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # PyTorch has no public names for them
-    has_units = any(getattr(torch.cpu, name, lambda: False)() for name in units)
-    return "bf16" if device.type == "cpu" and has_units else "fp32"
+    return "bf16" if device.type == "cpu" and _has_units(BF16_UNITS) else "fp32"
+
+
+def has_int8_units() -> bool:
+    """Whether this processor multiplies int8 matrices by units of their own, and PyTorch knows it."""
+    return _has_units(INT8_UNITS)
+
+
+def _has_units(names: tuple[str, ...]) -> bool:
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The autocast context of a forward pass: bf16, or nothing for fp32."""
+    """The autocast context of a forward pass: bf16, or nothing for fp32.
+
+    What int8 leaves as it was (``spanbert.model.quantized``) is computed as ``auto`` would have it.
+    """
+    if precision == "int8":
+        precision = choose_precision(device)
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()

@@ -26,6 +26,7 @@ from finetune.tasks.qa.answerer import QuestionAnswerer
 from finetune.tasks.qa.task import QASettings
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.model.quantized import quantize_encoder
 from spanbert.tokenizer.wordpiece import Tokenizer
 from web.queue import Stopped
 from web.reader import Found, Reader, Work
@@ -47,10 +48,12 @@ class Recipe:
     threads: int
 
     def reader(self) -> Reader:
-        """The model over the mapped weights: no process has a copy of its own on a CPU."""
+        """The model over the mapped weights: no process has a copy of its own on a CPU, but of int8 weights, as packed."""
         torch.set_num_threads(self.threads)
         with torch.device("meta"):
             model = SpanBertForQuestionAnswering(self.config, self.backend)
+            if self.machine.precision == "int8":
+                quantize_encoder(model.encoder)
         model.load_state_dict(load_file(self.weights), assign=True)
         model.requires_grad_(False)
         tokenizer = Tokenizer.load(self.folder)

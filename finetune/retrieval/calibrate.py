@@ -68,8 +68,8 @@ class CalibrateConfig:
     """Folder for pictures: reliability, and risk against coverage (needs matplotlib)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Arithmetic of the forward pass; int8 is for CPUs with units for it."""
     backend: Literal["auto", "eager", "sdpa", "triton"] = "auto"
     """Attention implementation."""
 

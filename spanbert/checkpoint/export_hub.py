@@ -1,7 +1,7 @@
 """``spanbert export``: a folder for transformers and others, from a run, a checkpoint or a model folder.
 
 Our own folders are in that layout already, so exporting is choosing: which checkpoint, which heads, which dtype; the
-training state stays behind.
+training state stays behind. In the place of the tensors there may be an ONNX graph (``export_onnx``).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from spanbert.checkpoint.architectures import (
     holds,
 )
 from spanbert.checkpoint.export_adapter import export_adapter
+from spanbert.checkpoint.export_onnx import FILE, graph_for, write_onnx
 from spanbert.checkpoint.load_report import brief, untrained_heads
 from spanbert.checkpoint.model_folder import (
     StoredModel,
@@ -36,6 +37,7 @@ from spanbert.checkpoint.model_folder import (
     refuse_existing,
     write_tensors,
 )
+from spanbert.checkpoint.onnx_graph import onnx_library
 from spanbert.checkpoint.store import find_model
 from spanbert.checkpoint.weight_checks import check_shapes, check_vocabulary
 from spanbert.errors import UserError
@@ -49,12 +51,17 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a Hugging Face folder (config.json, model.safetensors, tokenizer) from a run, a checkpoint or a model."""
+    """Write a Hugging Face folder (config.json, model.safetensors or model.onnx, tokenizer) from a run, a checkpoint or
+    a model."""
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Run folder, one of its checkpoints, or a model folder."""
     output: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """Folder to write; must not exist yet."""
+    format: Literal["huggingface", "onnx"] = "huggingface"
+    """huggingface: model.safetensors, for transformers. onnx: model.onnx, for onnxruntime and optimum; encoder and one head."""
+    int8: bool = False
+    """With --format onnx: int8 weights, by output channel, and activations rounded as they come."""
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the stored weights."""
     task: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join([ALL, *(row.task for row in ARCHITECTURES)])}}}")] = ALL
@@ -63,7 +70,7 @@ class ExportConfig:
     which: Literal["last", "best"] = "last"
     """Of a run: its finished model or newest checkpoint, or the checkpoint with the lowest validation loss."""
     merge: bool = False
-    """Of an adapter (spanbert finetune --lora): write the whole model with the adapter in its weights. Without it, an adapter is written in PEFT's layout."""
+    """Of an adapter (spanbert finetune --lora): write the whole model with the adapter in its weights. Without it, an adapter is written in PEFT's layout; an ONNX model is always whole."""
 
 
 def run_export(config: ExportConfig) -> None:
@@ -72,11 +79,18 @@ def run_export(config: ExportConfig) -> None:
     if architecture is None and config.task != ALL:
         names = ", ".join([ALL, *(row.task for row in ARCHITECTURES)])
         raise UserError(f"--task {config.task}: there is no such task; choose one of {names}")
+    onnx = config.format == "onnx"
+    if config.int8 and not onnx:
+        raise UserError("--int8 goes with --format onnx; spanbert's own commands take --precision int8 with any model")
+    if onnx:
+        onnx_library()
+        if config.dtype != "fp32":
+            raise UserError(f"--dtype {config.dtype}: an ONNX model is written in fp32, or with --int8")
     refuse_existing(config.output)
     folder = find_model(config.source, config.which)
     if config.merge and not is_adapter(folder):
         raise UserError(f"--merge: {folder} is a whole model; leave it out")
-    if is_adapter(folder) and not config.merge:
+    if is_adapter(folder) and not config.merge and not onnx:
         if config.dtype != "fp32":
             raise UserError(f"--dtype {config.dtype}: an adapter is written in fp32; --merge writes the whole model")
         export_adapter(folder, config.output, config.task)
@@ -85,6 +99,8 @@ def run_export(config: ExportConfig) -> None:
     tokenizer = Tokenizer.load(tokenizer_folder(folder))
     check_vocabulary(tokenizer, stored.config.vocab_size, folder)
     check_heads(stored)
+    if onnx and architecture is None:
+        architecture = graph_for(stored, _declared_class(stored), folder)
     tensors = stored.tensors if architecture is None else part_of(stored, architecture, folder)
     _refuse_untied(stored, tensors, folder)
     hub_class = _declared_class(stored) if architecture is None else architecture.hub_class
@@ -95,15 +111,30 @@ def run_export(config: ExportConfig) -> None:
     untrained = [head for head in untrained_heads(stored.raw) if holds(tensors, all_heads()[head])]
     if untrained:
         new_config[UNTRAINED] = untrained
+    size = 0
     with atomic_folder(config.output, replace=False) as aside:
-        write_tensors(aside, tensors, new_config)
+        if onnx:
+            assert architecture is not None
+            size = write_onnx(aside, tensors, stored.config, new_config, architecture.task, config.int8)
+        else:
+            write_tensors(aside, tensors, new_config)
         tokenizer.save(aside)
-    parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"from  {folder}")
-    print(f"wrote {config.output}: {hub_class}, {parameters:,} parameters in {config.dtype}: {brief(list(tensors))}")
+    if onnx:
+        assert architecture is not None
+        kind = "int8 products" if config.int8 else "fp32"
+        print(f"wrote {config.output}: an ONNX model of {size:,} bytes, {kind}: encoder and {architecture.task}")
+    else:
+        parameters = sum(tensor.numel() for tensor in tensors.values())
+        print(
+            f"wrote {config.output}: {hub_class}, {parameters:,} parameters in {config.dtype}: {brief(list(tensors))}"
+        )
     if untrained:
         print(f"note  only initialised, never trained: {', '.join(untrained)}")
-    print(f"next: transformers.{hub_class}.from_pretrained({str(config.output)!r})")
+    if onnx:
+        print(f"next: onnxruntime.InferenceSession({str(config.output / FILE)!r})")
+    else:
+        print(f"next: transformers.{hub_class}.from_pretrained({str(config.output)!r})")
 
 
 def part_of(stored: StoredModel, architecture: Architecture, folder: Path) -> dict[str, Tensor]:

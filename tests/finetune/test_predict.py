@@ -1,6 +1,7 @@
 """Batching at inference, and `spanbert predict qa`."""
 
 import json
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,21 @@ import pytest
 import torch
 
 from finetune import predict as prediction
+from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import Machine, budget_batches, predict
+from finetune.retrieval.calibrate import CalibrateConfig
+from finetune.tasks.qa.answerer import QuestionAnswerer
+from finetune.tasks.qa.ask import AskConfig
 from finetune.tasks.qa.commands import PredictQAConfig, run_predict
 from finetune.tasks.qa.features import TextQuestionSet
 from finetune.tasks.qa.task import QASettings, QATask
 from spanbert.checkpoint.model_folder import save_model
+from spanbert.device import has_int8_units
 from spanbert.errors import UserError
 from spanbert.model.models import SpanBertForQuestionAnswering
+from spanbert.model.quantized import Int8Linear, kernels_run
 from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.weights import bundled_path
 
 MakeModel = Callable[..., SpanBertForQuestionAnswering]
 MACHINE = Machine(torch.device("cpu"), "fp32", tokens=256)
@@ -78,3 +86,29 @@ def test_predictions_are_lines_with_offsets(
     assert [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()] == lines[:4]
     with pytest.raises(UserError, match="--batch-tokens 0"):
         run_predict(PredictQAConfig(tmp_path / "model", tmp_path / "questions.json", batch_tokens=0))
+
+
+def test_commands_that_use_a_trained_model_take_int8_and_training_does_not() -> None:
+    def precisions(config: type) -> tuple[str, ...]:
+        return typing.get_args(typing.get_type_hints(config)["precision"])
+
+    for config in (EvaluateConfig, PredictConfig, AskConfig, CalibrateConfig):
+        assert precisions(config) == ("auto", "fp32", "bf16", "int8")
+    assert "int8" not in precisions(FinetuneConfig)
+
+
+@pytest.mark.skipif(
+    not (has_int8_units() and kernels_run()), reason="this processor or build of PyTorch has no int8 products"
+)
+def test_a_model_loaded_for_int8_has_int8_products_and_answers() -> None:
+    text = "The canal was opened on 17 November 1869. It was dug by the Suez Canal Company."
+    answerers = {
+        precision: QuestionAnswerer.load(bundled_path("scratch"), device="cpu", precision=precision)
+        for precision in ("fp32", "int8")
+    }
+    products = [sum(isinstance(part, Int8Linear) for part in one.model.modules()) for one in answerers.values()]
+    assert products == [0, 4 * answerers["fp32"].model.config.num_hidden_layers]
+    assert answerers["int8"].machine.precision == "int8"
+    exact, near = (one.answer("When was the canal opened?", text)[0] for one in answerers.values())
+    assert near.text == exact.text == "17 November 1869"
+    assert near.score != exact.score and near.score == pytest.approx(exact.score, abs=0.5)

@@ -19,13 +19,16 @@ import httpx2
 import pytest
 
 from spanbert.cli import main
+from spanbert.device import has_int8_units
 from spanbert.errors import UserError
+from spanbert.model.quantized import kernels_run
+from spanbert.weights import bundled_path
 from tests.web.conftest import CANAL
 from tests.web.test_problems import in_background, until
 from web import workers
 from web.config import Limits, ServeConfig
 from web.queue import Stopped
-from web.reader import Refused, Work
+from web.reader import Refused, Work, load_reader
 from web.workers import Forget, ModelProcess, model_processes
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +144,17 @@ def test_model_processes_answer_as_the_model_does(processes, reader):
         found = process(work, lambda: False)
         assert found[0] == expected[0]
         assert isinstance(found[1], Refused) and found[1].args == expected[1].args
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (has_int8_units() and kernels_run()), reason="this processor or build of PyTorch has no int8 products"
+)
+def test_model_processes_answer_in_int8_as_the_model_does():
+    reader = load_reader(bundled_path("scratch"), device="cpu", precision="int8")
+    work = [Work(("When was the canal opened?", "Who dug it?"), text=CANAL)]
+    with model_processes(reader, None, 1) as (process,):
+        assert process(work, lambda: False) == reader(work, lambda: False)
 
 
 @pytest.mark.slow
