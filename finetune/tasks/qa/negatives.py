@@ -21,15 +21,17 @@ LOOKED_AT = 4
 
 
 def near_contexts(paragraphs: Sequence[Paragraph], ids: Sequence[str], count: int) -> np.ndarray:
-    """For each question of ``ids`` the numbers of at most ``count`` other paragraphs, best first: (Q, count) int32, −1 for none.
+    """For each question of ``ids`` the numbers of at most ``count`` other paragraphs, best first, then −1: (Q, K) int32.
 
-    Questions without an answer get none: nobody has looked whether another paragraph answers them.
+    K is ``count``, or less where no article has so many others. Questions without an answer get none: nobody has looked
+    whether another paragraph answers them.
     """
     place_of = {question: place for place, question in enumerate(ids)}
-    near_QK = np.full((len(ids), count), -1, dtype=np.int32)
     articles: dict[str, list[int]] = {}
     for number, paragraph in enumerate(paragraphs):
         articles.setdefault(paragraph.article, []).append(number)
+    count = min(count, max(map(len, articles.values()), default=1) - 1)
+    near_QK = np.full((len(ids), count), -1, dtype=np.int32)
     for numbers in articles.values():
         pool = _Pool([paragraphs[number].context for number in numbers])
         for number in numbers:

@@ -30,19 +30,21 @@ class PassageGroups:
 
     own: QuestionSet
     """The questions over their own contexts."""
+    passages: int
+    """Of a question, its own one and negatives; fewer where there are fewer of these."""
     near_QK: np.ndarray  # int32, contexts to draw from for each question; −1 for none
     drawn_QN: np.ndarray  # int32, those that were drawn
 
     @classmethod
     def of(cls, own: QuestionSet, near_QK: np.ndarray, passages: int) -> PassageGroups:
         """With ``passages`` − 1 negatives a question, the nearest ones as long as no epoch has drawn."""
-        return cls(own, near_QK, near_QK[:, : passages - 1])
+        return cls(own, passages, near_QK, near_QK[:, : passages - 1])
 
     def in_epoch(self, seed: int, epoch: int) -> PassageGroups:
         """With the negatives of this epoch, each of those there are as likely as another."""
         key_QK = np.random.default_rng([seed, STREAM, epoch]).random(self.near_QK.shape)
         key_QK[self.near_QK < 0] = 2.0  # last
-        order_QN = np.argsort(key_QK, axis=1)[:, : self.drawn_QN.shape[1]]
+        order_QN = np.argsort(key_QK, axis=1)[:, : self.passages - 1]
         return replace(self, drawn_QN=np.take_along_axis(self.near_QK, order_QN, axis=1))
 
     @cached_property
@@ -85,17 +87,18 @@ class PassageGroups:
     @property
     def notes(self) -> list[str]:
         """What the model does not see, and what is drawn."""
-        wanted, asked_Q = self.drawn_QN.shape[1], self.own.questions.answer_Q2[:, 0] >= 0
+        asked_Q = self.own.questions.answer_Q2[:, 0] >= 0
         found_Q = (self.near_QK >= 0).sum(axis=1)
         notes = [
             *self.own.notes,
-            f"a question is trained on with {wanted} more paragraphs of its article, drawn in each epoch from the "
-            f"{self.near_QK.shape[1]} nearest without its answer; --batch-size and --micro-batch-size count questions",
+            f"a question is trained on over {self.passages} passages: its paragraph, and others of its article, drawn in each "
+            f"epoch from the {self.near_QK.shape[1]} nearest without its answer; --batch-size and --micro-batch-size count "
+            "questions",
         ]
-        fewer = int((asked_Q & (found_Q < wanted)).sum())
+        fewer = int((asked_Q & (found_Q < self.passages - 1)).sum())
         if fewer:
             none = int((asked_Q & (found_Q == 0)).sum())
-            notes.append(f"{fewer:,} questions have fewer such paragraphs, {none:,} of them none")
+            notes.append(f"{fewer:,} questions have fewer such paragraphs, and {none:,} of them none")
         if not asked_Q.all():
             notes.append(f"{int((~asked_Q).sum()):,} questions without an answer stay with their own paragraph")
         return notes
@@ -116,4 +119,4 @@ class PassageGroups:
 
     def select(self, chosen: np.ndarray) -> PassageGroups:
         """Only these questions, in this order."""
-        return PassageGroups(self.own.select(chosen), self.near_QK[chosen], self.drawn_QN[chosen])
+        return PassageGroups(self.own.select(chosen), self.passages, self.near_QK[chosen], self.drawn_QN[chosen])

@@ -190,7 +190,7 @@ def test_negatives_are_other_paragraphs_of_the_article_without_the_answer(record
     own = {q.id: number for number, paragraph in enumerate(records.paragraphs) for q in paragraph.questions}
     for question, answers, row in zip(ids, golds, near_QK, strict=True):
         found = [number for number in row if number >= 0]
-        assert row.tolist() == found + [-1] * (10 - len(found))
+        assert row.tolist() == found + [-1] * (5 - len(found))
         assert len(set(found)) == len(found)
         assert own[question] not in found
         for number in found:
@@ -323,8 +323,8 @@ def test_a_run_says_what_it_draws_and_the_model_remembers(
 ) -> None:
     run_finetune(config)
     output = capsys.readouterr().out
-    assert "with 2 more paragraphs of its article, drawn in each epoch from the 10 nearest" in output
-    assert "1 questions have fewer such paragraphs, 1 of them none" in output
+    assert "over 3 passages: its paragraph, and others of its article, drawn in each epoch from the 5 nearest" in output
+    assert "1 questions have fewer such paragraphs, and 1 of them none" in output
     assert "1 questions without an answer stay with their own paragraph" in output
     assert "14 questions in 14 groups of passages · 1 × 4 steps of 4 groups of passages" in output
     assert json.loads((config.output / "model" / "config.json").read_text())["qa"]["passages"] == 3
@@ -383,6 +383,15 @@ def test_no_passages_are_refused(config: FinetuneQAConfig) -> None:
     with pytest.raises(UserError, match="passages is 0: expected at least 1"):
         run_finetune(replace(config, passages=0))
     assert not config.output.exists()
+
+
+def test_more_passages_than_an_article_has_are_all_of_them(records: QuestionFile, tokenizer: Tokenizer) -> None:
+    """However large the number is: nothing of its size is made."""
+    found = QATask(replace(SETTINGS, passages=10**12)).encode(records, tokenizer, "train")
+    assert isinstance(found, PassageGroups)
+    drawn = found.in_epoch(0, 0)
+    assert sorted(drawn.drawn_QN[drawn.own.questions.ids.index("Oslo-where")].tolist()) == [1, 2, 3, 4, 5]
+    assert any(note.startswith("13 questions have fewer") for note in drawn.notes)
 
 
 def test_a_file_without_other_paragraphs_is_refused(config: FinetuneQAConfig, data: Path) -> None:
