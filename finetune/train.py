@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from finetune.config import FinetuneConfig
+from finetune.epoch_draws import in_epoch, unit_of
 from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
 from finetune.rehearsal import new_windows_of
@@ -134,9 +135,10 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
     new_windows = new_windows_of(config.batch_size, rehearsal.share if rehearsal else 0.0)
     steps_per_epoch = -(-windows // new_windows)
     total_steps = config.epochs * steps_per_epoch
+    unit = unit_of(features)
     group.print_main(
-        f"{trained_parameters(model)} · {features.examples:,} {task.noun} in {windows:,} windows · "
-        f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} windows · {precision} · "
+        f"{trained_parameters(model)} · {features.examples:,} {task.noun} in {windows:,} {unit} · "
+        f"{config.epochs} × {steps_per_epoch:,} steps of {config.batch_size} {unit} · {precision} · "
         f"attention: {model.encoder.backend} · {describe(group.device)}"
     )
 
@@ -185,10 +187,13 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
                 break
 
             # one optimizer step: the gradient of the mean loss of its windows
+            epoch = state.step // steps_per_epoch
+            features = in_epoch(prepared.features, config.seed, epoch)
             chosen = step_windows(state.step, windows, features.lengths, new_windows, config.seed)
             drawn = [Drawn(features, chosen)]
             if rehearsal is not None:
-                drawn.append(Drawn(rehearsal.features, rehearsal.draw(state.step, len(chosen))))
+                old = in_epoch(rehearsal.features, config.seed, epoch)
+                drawn.append(Drawn(old, rehearsal.draw(state.step, len(chosen))))
             result = stepper.gradients(state.step, micro_batches(drawn, config, group), loss)
             stepper.take(rate(state.step + 1), result)
             state.step += 1

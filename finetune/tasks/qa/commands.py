@@ -35,6 +35,8 @@ class FinetuneQAConfig(FinetuneConfig):
     """Tokens kept of a question; cut ones are counted and reported."""
     max_answer: int = 30
     """Longest answer at decoding, in tokens."""
+    passages: int = 1
+    """Train each question on so many passages at once: its own paragraph, and others of its article that are like the question and without the answer, drawn by --seed in each epoch. One softmax runs over all of them, so that scores of different passages compare. --batch-size and --micro-batch-size then count questions."""
     metric: Metric | None = None
     """How answers are compared on --dev: squad, cmrc (CMRC 2018), drcd, or mlqa-LANG (XQuAD, too). It is stored with the model, whose later evaluations use it. Left out: squad, or cmrc where the question ids are those of CMRC 2018."""
     ignore_offsets: bool = False
@@ -46,11 +48,13 @@ class FinetuneQAConfig(FinetuneConfig):
 
     def check(self) -> None:
         super().check()
-        check_range(self, 1, math.inf, "max_answer", "max_train_questions")
+        check_range(self, 1, math.inf, "max_answer", "max_train_questions", "passages")
 
     def task(self) -> QATask:
         """The task as these options state it."""
-        settings = QASettings(self.window, self.stride, self.max_question, self.max_answer, metric=self.metric)
+        settings = QASettings(
+            self.window, self.stride, self.max_question, self.max_answer, metric=self.metric, passages=self.passages
+        )
         return QATask(settings, check_offsets=not self.ignore_offsets)
 
 

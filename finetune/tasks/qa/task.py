@@ -22,9 +22,12 @@ from finetune.tasks.qa.decode import DecodeConfig, Decoded, decode_question
 from finetune.tasks.qa.encode import encode_questions, encode_with_texts
 from finetune.tasks.qa.features import QuestionSet, TextQuestionSet, WindowConfig
 from finetune.tasks.qa.metrics import Metric, describe, metric_of_file, qa_metrics
+from finetune.tasks.qa.negatives import near_contexts
+from finetune.tasks.qa.passage_groups import NEAREST, PassageGroups
 from finetune.tasks.qa.records import QuestionFile, read_questions
+from finetune.tasks.qa.shared_loss import shared_loss_sum
 from spanbert.config import from_dict, to_dict
-from spanbert.errors import note
+from spanbert.errors import UserError, note
 from spanbert.model.batch import PackedBatch
 from spanbert.model.models import SpanBertForQuestionAnswering, SpanBertModel
 from spanbert.model.packing import unpack
@@ -46,6 +49,8 @@ class QASettings:
     """Answer nothing when null score − best span score exceeds this; chosen on dev for best F1."""
     metric: Metric | None = None
     """How answers are compared; None: by SQuAD's rules, or by those that a file's question ids call for."""
+    passages: int = 1
+    """How many passages of a question shared a softmax in training; above 1, scores of different passages compare."""
 
     @property
     def windows(self) -> WindowConfig:
@@ -145,13 +150,28 @@ class QATask:
     def learned_from(self, records: QuestionFile) -> Self:
         return replace(self, settings=replace(self.settings, null_allowed=records.impossible > 0))
 
-    def encode(self, records: QuestionFile, tokenizer: Tokenizer, purpose: Purpose) -> QuestionSet:
+    def encode(self, records: QuestionFile, tokenizer: Tokenizer, purpose: Purpose) -> QuestionSet | PassageGroups:
         encode = encode_questions if purpose == "train" else encode_with_texts
-        return encode(records.paragraphs, tokenizer, self.settings.windows, records.report.malformed)
+        found = encode(records.paragraphs, tokenizer, self.settings.windows, records.report.malformed)
+        if purpose != "train" or self.settings.passages == 1:
+            return found
+        return self._with_negatives(found, records)
+
+    def _with_negatives(self, found: QuestionSet, records: QuestionFile) -> PassageGroups:
+        """Raises UserError where no question has any."""
+        passages = self.settings.passages
+        near_QK = near_contexts(records.paragraphs, found.questions.ids, max(NEAREST, passages - 1))
+        if found.examples and (near_QK < 0).all():
+            raise UserError(
+                f"--passages {passages}: no question of {records.report.path} has another paragraph of its article that "
+                "shares a word with it and not its answer; give a file of whole articles, or leave --passages out."
+            )
+        return PassageGroups.of(found, near_QK, passages)
 
     def loss(self, output: tuple[Tensor, Tensor], labels: Tensor, batch: PackedBatch[Tensor]) -> Tensor:
         start_T, end_T = output
-        return qa_loss_sum(start_T, end_T, batch.cu_seqlens, batch.max_seqlen, labels)
+        loss_sum = qa_loss_sum if self.settings.passages == 1 else shared_loss_sum
+        return loss_sum(start_T, end_T, batch.cu_seqlens, batch.max_seqlen, labels)
 
     def training_notes(self, *, evaluated: bool) -> list[str]:
         if evaluated or not self.settings.null_allowed:
