@@ -158,6 +158,7 @@ class Deleted(BaseModel):
 
 class ModelCard(ModelOut):
     parameters: int
+    precision: str = Field(description="Of the products: fp32, bf16 or int8.")
     window: int
     stride: int
     longest_question: int = Field(description="In tokens.")

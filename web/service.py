@@ -54,6 +54,7 @@ class ModelInfo:
     fingerprint: str
     can_decline: bool
     parameters: int
+    precision: str
     settings: dict[str, int]
     calibration: dict[str, Any] | None
     card: str | None
@@ -68,6 +69,7 @@ class ModelInfo:
             fingerprint=fingerprint(folder),
             can_decline=settings.null_allowed,
             parameters=sum(parameter.numel() for parameter in answerer.model.parameters()),
+            precision=answerer.machine.precision,
             settings={
                 "window": settings.window,
                 "stride": settings.stride,
