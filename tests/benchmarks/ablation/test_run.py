@@ -284,7 +284,7 @@ def test_all_arms_of_a_seed_begin_with_the_same_weights(config, monkeypatch, tmp
         begun.append(load_model(options.init_from, SpanBertForPretraining)[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation, "_finish", look)
+    monkeypatch.setattr(ablation, "finish", look)
     given = tmp_path / "given"
     for name, seed, source in (
         ("subword", 5, None),
