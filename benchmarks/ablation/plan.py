@@ -137,15 +137,17 @@ def encoder_shape(config: AblationConfig, tokenizer: Tokenizer, block_length: in
     return EncoderConfig.preset(config.size, **vocabulary, max_position_embeddings=block_length, **changes)
 
 
-def equal_compute_tokens(tokens: int, shape: EncoderConfig, lengths_N: np.ndarray, sbo: bool) -> int:
-    """Tokens for what ``tokens`` of MLM alone compute, over sequences of these lengths.
+def equal_compute_tokens(
+    tokens: int, shape: EncoderConfig, lengths_N: np.ndarray, sbo: bool, given_sbo: bool = False
+) -> int:
+    """Tokens for what ``tokens`` of MLM alone (given_sbo: of MLM + SBO) compute, over sequences of these lengths.
 
     Sentence pairs count as single sequences: their layer on one token a sequence, and their one [SEP] more, are less
     than a thousandth of the work.
     """
     attended = float((lengths_N.astype(np.float64) ** 2).sum() / lengths_N.sum())
-    alone, own = (train_flops_per_token(shape, attended, sbo=with_sbo) for with_sbo in (False, sbo))
-    return round(tokens * alone / own)
+    given, own = (train_flops_per_token(shape, attended, sbo=with_sbo) for with_sbo in (given_sbo, sbo))
+    return round(tokens * given / own)
 
 
 class Recipe(Protocol):
