@@ -105,7 +105,10 @@ class Comparison:
         tokens = validations[-1]["tokens"] if validations else 0
         return {"tokens": tokens, **look_at(self.config, self.material, model, own_sbo)}
 
-    def is_done(self, folder: Path) -> bool:
+    def is_done(self, name: ArmName, folder: Path) -> bool:
+        """Whether nothing is left to do; without pretraining, there is nothing to do about a model that is not there."""
+        if not self.config.pretrain and ARMS[name].scheme is not None and not (folder / "pretrain" / "model").is_dir():
+            return True
         tuned = all((folder / f"qa-{questions}" / "model").is_dir() for questions in self.config.questions)
         return tuned and (folder / NUMBERS).exists()
 
@@ -116,7 +119,7 @@ def work(comparison: Comparison) -> None:
     config = comparison.config
     for name, seed, folder in run_folders(config.output, config.arms, config.seeds):
         with claim(folder) as ours:
-            if not ours or comparison.is_done(folder):
+            if not ours or comparison.is_done(name, folder):
                 continue
             print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: see {folder / 'log.txt'}", flush=True)
             with said_in(folder / "log.txt"):

@@ -82,7 +82,8 @@ def draw_gain(axis: Axes, scores: Scores) -> None:
         ylabel="geometric − geometric+sbo, nats a token",
         xticks=range(1, LONGEST + 1),
     )
-    axis.legend(fontsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
 
 
