@@ -90,6 +90,7 @@ class Comparison:
         if model.is_dir():
             check_finished(made, self.train.block_length)
         elif self.config.pretrain:
+            tune_allocator()
             finish(run_pretrain, made)
         else:
             return None
@@ -115,7 +116,6 @@ class Comparison:
 
 def work(comparison: Comparison) -> None:
     """Go through all runs and do those that nobody has done or is doing. What a run says goes to its log.txt."""
-    tune_allocator()
     config = comparison.config
     for name, seed, folder in run_folders(config.output, config.arms, config.seeds):
         with claim(folder) as ours:

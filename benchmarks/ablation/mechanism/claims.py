@@ -201,7 +201,7 @@ CLAIMS = (
         (Comparison("gain at the boundary above the gain beyond", ("geometric+sbo", "geometric"), only_at_boundary),),
         (boundary("beyond"),),
     ),
-    Claim("SBO does not cost MLM at equal compute", (better_under("geometric+sbo", "geometric", "geometric"),)),
+    Claim("At equal compute, SBO makes MLM better", (better_under("geometric+sbo", "geometric", "geometric"),)),
     Claim(
         "A model predicts best what is hidden as in its own training",
         tuple(best_at_home(scheme) for scheme in SCHEMES),

@@ -65,8 +65,8 @@ class MechanismConfig:
     """Held-out blocks that the probe is scored on."""
     probe_blocks: int = 1536
     """Blocks of training text whose spans the probe is trained on."""
-    probe_steps: int = 400
-    """Steps of 128 spans of the probe's training."""
+    probe_steps: int = 600
+    """Steps of 64 spans of the probe's training."""
     fills: int = 300
     """Spans of each kind and number of words to fill, at most."""
 

@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ablation.mechanism.scores import target_scores
+from benchmarks.ablation.mechanism.scores import ROWS, target_scores
 from spanbert.device import autocast
 from spanbert.model.batch import MaskedBatch
 from spanbert.model.config import EncoderConfig
@@ -35,7 +34,7 @@ from spanbert.training.optim import adamw, linear_schedule, set_learning_rate
 
 #: Tokens from the boundary, outwards.
 REACHES = {"boundary": 0, "beyond": 2}
-SPANS_A_STEP = 128
+SPANS_A_STEP = 64
 LR, WARMUP, WEIGHT_DECAY, BETAS = 2e-3, 0.06, 0.01, (0.9, 0.98)
 
 
@@ -116,13 +115,30 @@ def train_probe(
         target_k = states.first_S[chosen_s][span_k] + within_k
         with autocast(device, precision):
             features_kH = probe(states.left_SH[chosen_s], states.right_SH[chosen_s], span_k, states.offset_K[target_k])
-        logits_kV = (features_kH.to(weight_VH.dtype) @ weight_VH.T).float() + probe.bias
-        F.cross_entropy(logits_kV, states.ids_K[target_k]).backward()
+        d_features_kH, probe.bias.grad = loss_gradients(features_kH, weight_VH, probe.bias, states.ids_K[target_k])
+        features_kH.backward(d_features_kH)
         nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
         set_learning_rate(optimizer, LR * linear_schedule((step + 1) / (steps + 1), WARMUP))
         optimizer.step()
         optimizer.zero_grad()
     return probe.eval()
+
+
+@torch.no_grad()
+def loss_gradients(features_kH: Tensor, weight_VH: Tensor, bias_V: Tensor, ids_k: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the mean of −log softmax(features · Eᵀ + bias)[id] with respect to features and bias, E being frozen.
+
+    In half the time and a quarter of the memory of autograd, which keeps the logits several times over.
+    """
+    d_features_kH, d_bias_V = torch.zeros_like(features_kH), torch.zeros_like(bias_V)
+    for begin in range(0, len(ids_k), ROWS):
+        some = slice(begin, begin + ROWS)
+        logits_cV = torch.add(features_kH[some].to(weight_VH.dtype) @ weight_VH.T, bias_V)
+        d_logits_cV = torch.softmax(logits_cV, -1, out=logits_cV)
+        d_logits_cV.scatter_add_(1, ids_k[some, None], d_logits_cV.new_full((len(d_logits_cV), 1), -1.0))
+        d_bias_V += d_logits_cV.sum(0)
+        d_features_kH[some] = (d_logits_cV.to(weight_VH.dtype) @ weight_VH).to(features_kH.dtype)
+    return d_features_kH / len(ids_k), d_bias_V / len(ids_k)
 
 
 @torch.no_grad()

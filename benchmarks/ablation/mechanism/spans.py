@@ -21,8 +21,8 @@ LONGEST = 10
 #: Tokens from the nearest visible one: 1 … 5, and 6 or more.
 FARTHEST = 6
 PLACES = ("only", "first", "middle", "last")
-#: Blocks of a forward pass.
-BATCH = 16
+#: Blocks of a forward pass, as many as in a step of pretraining.
+BATCH = 8
 #: 1 − p of a geometric distribution that close to 1 is no longer seen: span lengths are uniform.
 UNIFORM_P = 1e-9
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.ablation.mechanism.cross_table import SCHEMES, in_bins, score_masks
-from benchmarks.ablation.mechanism.probe import SpanStates, score_probe, span_states, train_probe
+from benchmarks.ablation.mechanism.probe import SpanStates, loss_gradients, score_probe, span_states, train_probe
 from benchmarks.ablation.mechanism.spans import PLACES, UNIFORM_P, choose_blocks, hidden, means, where
 from pretrain.data.blocks import Blocks
 from pretrain.masking.masker import MaskConfig
@@ -117,12 +117,24 @@ def test_probe_finds_what_is_in_the_states_and_nothing_where_nothing_is(shape):
     log_frequency[10:26] = -math.log(16)
     losses = {}
     for informative in (True, False):
-        probe = train_probe(planted(shape, informative, 1000, 1), shape, embedding, log_frequency, 150, "fp32")
+        probe = train_probe(planted(shape, informative, 1000, 1), shape, embedding, log_frequency, 300, "fp32")
         loss, right = score_probe(probe, planted(shape, informative, 400, 2), embedding, "fp32")
         losses[informative] = loss.mean()
         assert (right.mean() > 0.9) == informative
     assert losses[True] < 0.5, "of log 16 = 2.77 nats"
     assert losses[False] > math.log(16) - 0.05, "on spans that it was not trained on"
+
+
+def test_gradients_of_the_frozen_vocabulary_are_those_of_autograd():
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(700, 8, generator=rng, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(30, generator=rng, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(30, 8, generator=rng, dtype=torch.float64)
+    ids = torch.randint(30, (700,), generator=rng)
+    torch.nn.functional.cross_entropy(features @ weight.T + bias, ids).backward()
+    d_features, d_bias = loss_gradients(features.detach(), weight, bias.detach(), ids)
+    torch.testing.assert_close(d_features, features.grad)
+    torch.testing.assert_close(d_bias, bias.grad)
 
 
 def test_probe_is_the_same_each_time_and_leaves_the_embeddings_alone(shape):
