@@ -60,7 +60,7 @@ class MechanismConfig:
     """In pretraining."""
 
     held_out: int = 384
-    """Held-out blocks for the cross table and the fills."""
+    """Held-out blocks for the cross table."""
     probe_held_out: int = 768
     """Held-out blocks that the probe is scored on."""
     probe_blocks: int = 1536

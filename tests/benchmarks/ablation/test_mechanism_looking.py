@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.ablation.mechanism.cross_table import SCHEMES, in_bins, score_masks
 from benchmarks.ablation.mechanism.probe import SpanStates, loss_gradients, score_probe, span_states, train_probe
-from benchmarks.ablation.mechanism.spans import PLACES, UNIFORM_P, choose_blocks, hidden, means, where
+from benchmarks.ablation.mechanism.spans import BATCH, PLACES, UNIFORM_P, choose_blocks, hidden, means, where
 from pretrain.data.blocks import Blocks
 from pretrain.masking.masker import MaskConfig
 from spanbert.checkpoint.model_folder import build_model
@@ -177,7 +177,7 @@ def test_states_are_those_beside_the_span(corpus, shape):
 def test_cross_table_is_the_models_own_loss(corpus, shape):
     """The sum over bins is what the model's own objective says of the same batch."""
     tokenizer, blocks = Tokenizer.load(corpus / "tokenizer"), Blocks.open(corpus, "validation")
-    (part,) = hidden(blocks, np.arange(10), tokenizer, MaskConfig())
+    (part,) = hidden(blocks, np.arange(BATCH), tokenizer, MaskConfig())
     model = build_model(SpanBertForPretraining, shape, 0).eval()
     scores = score_masks(model, [part], tokenizer.starts_word, "fp32", with_sbo=True)
     with torch.no_grad():
