@@ -14,6 +14,7 @@ from benchmarks.ablation.mechanism.spans import FARTHEST, LONGEST, PLACES, means
 from spanbert.device import autocast
 from spanbert.model.batch import MaskedBatch
 from spanbert.model.models import SpanBertForPretraining
+from spanbert.tokenizer.wordpiece import Tokenizer
 
 Scheme = Literal["subword", "whole_word", "geometric", "mixed"]
 SCHEMES: tuple[Scheme, ...] = ("subword", "whole_word", "geometric", "mixed")
@@ -23,11 +24,11 @@ SCHEMES: tuple[Scheme, ...] = ("subword", "whole_word", "geometric", "mixed")
 def score_masks(
     model: SpanBertForPretraining,
     parts: Sequence[MaskedBatch[np.ndarray]],
-    starts_word_V: np.ndarray,
+    tokenizer: Tokenizer,
     precision: str,
     with_sbo: bool,
 ) -> dict[str, Any]:
-    """MLM, and with_sbo SBO, over these masked blocks: all targets, and by words of their span, place and distance."""
+    """MLM, and with_sbo SBO, over these masked blocks (``in_bins``)."""
     device = model.mlm.bias.device
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     found: dict[str, list[tuple[np.ndarray, ...]]] = {}
@@ -41,7 +42,7 @@ def score_masks(
             if with_sbo:
                 states = hidden_TH[targets.left_S], hidden_TH[targets.right_S]
                 features["sbo"] = model.sbo(*states, span_K, offset_K)
-        places = where(part, starts_word_V)
+        places = *shown(part, tokenizer.mask_id), *where(part, tokenizer.starts_word)
         for head, values in features.items():
             chosen = slice(None) if head == "mlm" else part.targets.sbo_K
             ids = torch.from_numpy(part.targets.ids_M[chosen]).to(device)
@@ -51,22 +52,42 @@ def score_masks(
     return {head: in_bins(*(np.concatenate(column) for column in zip(*rows))) for head, rows in found.items()}
 
 
+def shown(masked: MaskedBatch[np.ndarray], mask_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each target whether [MASK] stands there, and whether the token itself does."""
+    shown_M = masked.packed.input_ids_T[masked.targets.positions_M]
+    return shown_M == mask_id, shown_M == masked.targets.ids_M
+
+
 def in_bins(
-    loss_M: np.ndarray, right_M: np.ndarray, words_M: np.ndarray, place_M: np.ndarray, distance_M: np.ndarray
+    loss_M: np.ndarray,
+    right_M: np.ndarray,
+    is_mask_M: np.ndarray,
+    is_kept_M: np.ndarray,
+    words_M: np.ndarray,
+    place_M: np.ndarray,
+    distance_M: np.ndarray,
 ) -> dict[str, Any]:
-    """Of each target its loss and whether it was right, and the three that say where it lies (``Where``)."""
+    """Of each target its loss, whether it was right, what was shown (``shown``), and where it lies (``Where``).
+
+    All numbers are about targets shown as [MASK], but ``as_trained``, about all, and ``kept``, about those that the model sees.
+    """
+    hidden = is_mask_M.astype(bool)
+    loss_H, right_H = loss_M[hidden], right_M[hidden]
     return {
-        **whole(loss_M, right_M),
-        "by_words": means(loss_M, right_M, words_M, range(1, LONGEST + 1)),
-        "by_place": means(loss_M, right_M, place_M, range(len(PLACES))),
-        "by_distance": means(loss_M, right_M, distance_M, range(1, FARTHEST + 1)),
+        **whole(loss_H, right_H),
+        "by_words": means(loss_H, right_H, words_M[hidden], range(1, LONGEST + 1)),
+        "by_place": means(loss_H, right_H, place_M[hidden], range(len(PLACES))),
+        "by_distance": means(loss_H, right_H, distance_M[hidden], range(1, FARTHEST + 1)),
+        "as_trained": whole(loss_M, right_M),
+        "kept": whole(loss_M[is_kept_M], right_M[is_kept_M]),
     }
 
 
 def unigram_masks(
-    parts: Sequence[MaskedBatch[np.ndarray]], starts_word_V: np.ndarray, log_frequency_V: np.ndarray
+    parts: Sequence[MaskedBatch[np.ndarray]], tokenizer: Tokenizer, log_frequency_V: np.ndarray
 ) -> dict[str, Any]:
     """The baseline of ``score_masks``: every token by its frequency in the corpus, whatever is around it."""
     ids_M = np.concatenate([part.targets.ids_M for part in parts])
-    places = (np.concatenate(column) for column in zip(*(where(part, starts_word_V) for part in parts)))
+    rows = ((*shown(part, tokenizer.mask_id), *where(part, tokenizer.starts_word)) for part in parts)
+    places = (np.concatenate(column) for column in zip(*rows))
     return in_bins(-log_frequency_V[ids_M], (ids_M == log_frequency_V.argmax()).astype(float), *places)

@@ -61,10 +61,11 @@ class Material:
         score = hidden(held_out, choose_blocks(held_out, config.probe_held_out), tokenizer, uniform)
         words = [where(part, tokenizer.starts_word).words_M[part.targets.sbo_K] for part in score]
         model, _ = load_model(start, SpanBertForPretraining)
+        counts_V = np.load(config.data / "unigram.npy")
         return cls(
             tokenizer,
-            unigram_log_probs(np.load(config.data / "unigram.npy")),
-            {scheme: hidden(held_out, chosen, tokenizer, MaskConfig(scheme=scheme)) for scheme in SCHEMES},
+            unigram_log_probs(counts_V),
+            {scheme: hidden(held_out, chosen, tokenizer, MaskConfig(scheme=scheme), counts_V) for scheme in SCHEMES},
             hidden(train, choose_blocks(train, config.probe_blocks), tokenizer, MaskConfig()),
             score,
             np.concatenate(words),
@@ -76,12 +77,11 @@ class Material:
         """What the corpus's token frequencies alone reach, in the places where a model's numbers stand."""
         ids_K = np.concatenate([part.targets.ids_M[part.targets.sbo_K] for part in self.probe_score])
         right_K = (ids_K == self.log_frequency_V.argmax()).astype(float)
-        starts_word_V = self.tokenizer.starts_word
         return rounded(
             {
                 "probe": _by_words(-self.log_frequency_V[ids_K], right_K, self.probe_words_K),
                 "masks": {
-                    scheme: {"mlm": unigram_masks(parts, starts_word_V, self.log_frequency_V)}
+                    scheme: {"mlm": unigram_masks(parts, self.tokenizer, self.log_frequency_V)}
                     for scheme, parts in self.masked.items()
                 },
             }
@@ -103,9 +103,8 @@ def look_at(config: MechanismConfig, material: Material, folder: Path, with_sbo:
         made = train_probe(states, model.config, embedding_VH, material.log_frequency_V, config.probe_steps, precision)
         scored = score_probe(made, score[name], embedding_VH, precision)
         numbers["probe"][name] = _by_words(*scored, material.probe_words_K)
-    starts_word_V = material.tokenizer.starts_word
     numbers["masks"] = {
-        scheme: score_masks(model, parts, starts_word_V, precision, with_sbo)
+        scheme: score_masks(model, parts, material.tokenizer, precision, with_sbo)
         for scheme, parts in material.masked.items()
     }
     heads: tuple[Head, ...] = ("mlm", "sbo", "both") if with_sbo else ("mlm",)

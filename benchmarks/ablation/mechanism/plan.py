@@ -59,15 +59,15 @@ class MechanismConfig:
     dropout: float = 0.0
     """In pretraining."""
 
-    held_out: int = 384
+    held_out: int = 256
     """Held-out blocks for the cross table."""
-    probe_held_out: int = 768
+    probe_held_out: int = 512
     """Held-out blocks that the probe is scored on."""
-    probe_blocks: int = 1536
+    probe_blocks: int = 2048
     """Blocks of training text whose spans the probe is trained on."""
-    probe_steps: int = 600
+    probe_steps: int = 400
     """Steps of 64 spans of the probe's training."""
-    fills: int = 300
+    fills: int = 200
     """Spans of each kind and number of words to fill, at most."""
 
     questions: tuple[int, ...] = ()

@@ -143,7 +143,13 @@ def cross_tables(scores: Scores, baseline: Mapping[str, Any]) -> list[str]:
             for arm, runs in named.items()
         }
         title = "MLM" if head == "mlm" else "SBO, of the arms that trained their head"
-        lines += [f"{title}: held out, everything hidden is [MASK].", "", *table("arm", SCHEMES, rows), ""]
+        lines += [f"{title}: held out, targets shown as [MASK].", "", *table("arm", SCHEMES, rows), ""]
+    rows = {
+        arm: [over_seeds(runs, "masks", scheme, "mlm", "as_trained", "loss") for scheme in SCHEMES]
+        for arm, runs in everyone.items()
+    }
+    lines += ["MLM loss of all targets, as trained: one in ten is visible, one in ten is another token.", ""]
+    lines += [*table("arm", SCHEMES, rows), ""]
     for title, key, columns in (
         ("words of the span", "by_words", LENGTHS),
         ("place in the span", "by_place", PLACES),

@@ -1,7 +1,8 @@
 """Hidden spans of fixed blocks, the same for every model, and where in them each target lies.
 
 Unlike in pretraining, everything hidden is ``[MASK]``: of the tenth of spans that pretraining leaves as they are, a model
-could read the answer, and so could the boundary states.
+could read the answer, and so could the boundary states. The cross table takes masks as in training, and tells apart what
+stood there.
 """
 
 from __future__ import annotations
@@ -34,16 +35,24 @@ def choose_blocks(blocks: Blocks, count: int) -> np.ndarray:
 
 
 def hidden(
-    blocks: Blocks, indices: np.ndarray, tokenizer: Tokenizer, mask: MaskConfig
+    blocks: Blocks,
+    indices: np.ndarray,
+    tokenizer: Tokenizer,
+    mask: MaskConfig,
+    unigram_counts: np.ndarray | None = None,
 ) -> list[MaskedBatch[np.ndarray]]:
-    """These blocks under fixed masks of a scheme, with [MASK] for every target."""
-    masker = Masker.from_tokenizer(mask, tokenizer, seed=0)
+    """These blocks under fixed masks of a scheme, with [MASK] for every target.
+
+    unigram_counts: corrupt as in training instead, with random tokens of these counts for one in ten.
+    """
+    masker = Masker.from_tokenizer(mask, tokenizer, seed=0, unigram_counts=unigram_counts)
     parts = []
     for begin in range(0, len(indices), BATCH):
         some = indices[begin : begin + BATCH]
         packed, _ = blocks.packed(some)
         masked = masker.mask(packed, epoch=VALIDATION_EPOCH, indices=some)
-        masked.packed.input_ids_T[masked.targets.positions_M] = tokenizer.mask_id
+        if unigram_counts is None:
+            masked.packed.input_ids_T[masked.targets.positions_M] = tokenizer.mask_id
         parts.append(masked)
     return parts
 

@@ -23,12 +23,20 @@ def numbers(mlm: float, boundary_loss: float, beyond: float, exact: float, long:
         "targets": [10] * 10,
     }
     bins = {"loss": [mlm] * 6, "accuracy": [0.5] * 6, "targets": [10] * 6}
-    masks = {"loss": mlm, "accuracy": 0.5, "targets": 60, "by_words": by_words, "by_place": bins, "by_distance": bins}
+    masks = {
+        "loss": mlm,
+        "accuracy": 0.5,
+        "targets": 60,
+        "by_words": by_words,
+        "by_place": bins,
+        "by_distance": bins,
+        "as_trained": {"loss": mlm, "accuracy": 0.5, "targets": 60},
+    }
     probe = {
         reach: {"loss": loss, "accuracy": 0.1, "targets": 100, "loss_by_length": loss, "by_words": {"loss": [loss] * 10, "accuracy": [0.1] * 10, "targets": [10] * 10}}
         for reach, loss in (("boundary", boundary_loss), ("beyond", beyond))
     }  # fmt: skip
-    group = {"spans": 10, "exact": exact, "nats": 5.0, "fresh_spans": 5, "fresh_exact": exact}
+    group = {"spans": 10, "exact": exact, "nats": 5.0 - 10 * exact, "fresh_spans": 5, "fresh_exact": exact}
     fills = {f"{kind} {words}": dict(group) for kind, words in GROUPS}
     return {
         "tokens": 9, "cpu_seconds": 1.0, "probe": probe, "masks": {scheme: {"mlm": masks} for scheme in SCHEMES},

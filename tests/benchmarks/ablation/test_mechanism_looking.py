@@ -45,11 +45,15 @@ def test_words_places_and_distances_of_a_mask_made_by_hand():
     ]  # fmt: skip
     assert found.distance_M.tolist() == [1, 2, 1, 1, 1, 2, 3, 2, 1]
     loss = np.arange(1.0, 10.0)
-    scores = in_bins(loss, loss > 4, *found)
+    scores = in_bins(loss, loss > 4, np.ones(9, bool), np.zeros(9, bool), *found)
     assert scores["by_words"]["targets"] == [1, 3, 0, 0, 5, 0, 0, 0, 0, 0]
     assert scores["by_words"]["loss"][:5] == [4.0, 2.0, None, None, 7.0] and scores["by_words"]["accuracy"][4] == 1.0
     assert scores["by_place"]["loss"] == [4.0, (1 + 5) / 2, (2 + 6 + 7 + 8) / 4, (3 + 9) / 2]
     assert (scores["loss"], scores["targets"]) == (5.0, 9)
+    seen = np.arange(9) == 3  # the target that is alone in its span is shown
+    scores = in_bins(loss, loss > 4, ~seen, seen, *found)
+    assert (scores["by_words"]["targets"][:2], scores["by_place"]["targets"][0], scores["targets"]) == ([0, 3], 0, 8)
+    assert (scores["as_trained"]["targets"], scores["kept"]["loss"]) == (9, 4.0)
 
 
 def test_a_span_that_begins_inside_a_word_counts_its_first_token_as_one():
@@ -174,16 +178,24 @@ def test_states_are_those_beside_the_span(corpus, shape):
     assert span == len(states["boundary"].size_S)
 
 
-def test_cross_table_is_the_models_own_loss(corpus, shape):
-    """The sum over bins is what the model's own objective says of the same batch."""
+@pytest.mark.parametrize("as_trained", [False, True])
+def test_cross_table_is_the_models_own_loss(corpus, shape, as_trained):
+    """The sum over all targets is what the model's own objective says of the same batch; bins have those at [MASK]."""
     tokenizer, blocks = Tokenizer.load(corpus / "tokenizer"), Blocks.open(corpus, "validation")
-    (part,) = hidden(blocks, np.arange(BATCH), tokenizer, MaskConfig())
+    counts = np.load(corpus / "unigram.npy") if as_trained else None
+    (part,) = hidden(blocks, np.arange(BATCH), tokenizer, MaskConfig(scheme="subword"), counts)
     model = build_model(SpanBertForPretraining, shape, 0).eval()
-    scores = score_masks(model, [part], tokenizer.starts_word, "fp32", with_sbo=True)
+    scores = score_masks(model, [part], tokenizer, "fp32", with_sbo=True)
     with torch.no_grad():
         mlm, sbo = model(*part.tensors())
+    at_mask = int((part.packed.input_ids_T == tokenizer.mask_id).sum())
     for head, own, count in (("mlm", mlm, len(part.targets.ids_M)), ("sbo", sbo, len(part.targets.sbo_K))):
-        assert scores[head]["targets"] == count and sum(scores[head]["by_place"]["targets"]) == count
-        assert scores[head]["loss"] * count == pytest.approx(float(own.loss_sum), rel=1e-5)
-        assert scores[head]["accuracy"] * count == pytest.approx(int(own.correct))
-    assert "sbo" not in score_masks(model, [part], tokenizer.starts_word, "fp32", with_sbo=False)
+        everything = scores[head]["as_trained"]
+        assert everything["targets"] == count
+        assert everything["loss"] * count == pytest.approx(float(own.loss_sum), rel=1e-5)
+        assert everything["accuracy"] * count == pytest.approx(int(own.correct))
+        assert scores[head]["targets"] == sum(scores[head]["by_place"]["targets"])
+    assert scores["mlm"]["targets"] == at_mask
+    kept = int((part.packed.input_ids_T[part.targets.positions_M] == part.targets.ids_M).sum())
+    assert scores["mlm"]["kept"]["targets"] == kept and (kept > 0) == as_trained
+    assert "sbo" not in score_masks(model, [part], tokenizer, "fp32", with_sbo=False)
