@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tyro
@@ -34,7 +34,7 @@ ArmName = Literal[
 
 @dataclass(frozen=True)
 class Arm:
-    scheme: Literal["subword", "whole_word", "geometric"] | None
+    scheme: Literal["subword", "whole_word", "geometric", "mixed"] | None
     """None: no pretraining."""
     sbo: bool = False
     pairs: bool = False
@@ -137,20 +137,45 @@ def encoder_shape(config: AblationConfig, tokenizer: Tokenizer, block_length: in
     return EncoderConfig.preset(config.size, **vocabulary, max_position_embeddings=block_length, **changes)
 
 
-def equal_compute_tokens(tokens: int, shape: EncoderConfig, lengths_N: np.ndarray, sbo: bool) -> int:
-    """Tokens for what ``tokens`` of MLM alone compute, over sequences of these lengths.
+def equal_compute_tokens(
+    tokens: int, shape: EncoderConfig, lengths_N: np.ndarray, sbo: bool, given_sbo: bool = False
+) -> int:
+    """Tokens for what ``tokens`` of MLM alone (given_sbo: of MLM + SBO) compute, over sequences of these lengths.
 
     Sentence pairs count as single sequences: their layer on one token a sequence, and their one [SEP] more, are less
     than a thousandth of the work.
     """
     attended = float((lengths_N.astype(np.float64) ** 2).sum() / lengths_N.sum())
-    alone, own = (train_flops_per_token(shape, attended, sbo=with_sbo) for with_sbo in (False, sbo))
-    return round(tokens * alone / own)
+    given, own = (train_flops_per_token(shape, attended, sbo=with_sbo) for with_sbo in (given_sbo, sbo))
+    return round(tokens * given / own)
 
 
-def pretrain_config(
-    config: AblationConfig, arm: Arm, seed: int, tokens: int, start: Path, folder: Path
-) -> PretrainConfig:
+class Recipe(Protocol):
+    """What the options of a comparison say of how its runs are trained."""
+
+    @property
+    def data(self) -> Path: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def qa_lr(self) -> float: ...
+    @property
+    def qa_batch_size(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> Literal["auto", "fp32", "bf16"]: ...
+
+
+def pretrain_config(config: Recipe, arm: Arm, seed: int, tokens: int, start: Path, folder: Path) -> PretrainConfig:
     assert arm.scheme is not None
     return PretrainConfig(
         data=config.data,
@@ -174,11 +199,15 @@ def pretrain_config(
     )
 
 
-def finetune_config(config: AblationConfig, seed: int, window: int, init: Path, folder: Path) -> FinetuneQAConfig:
+def finetune_config(
+    config: Recipe, questions: tuple[Path, Path], seed: int, window: int, init: Path, output: Path
+) -> FinetuneQAConfig:
+    """questions: files to train and to score on. window: tokens, those of the blocks of pretraining."""
+    train, dev = questions
     return FinetuneQAConfig(
-        train=config.output / "train.json",
-        dev=config.output / "dev.json",
-        output=folder / "qa",
+        train=train,
+        dev=dev,
+        output=output,
         init=str(init),
         epochs=config.epochs,
         batch_size=config.qa_batch_size,

@@ -69,9 +69,13 @@ class Difference:
         return HOLDS if self.mean > 0 else FAILS
 
     def __str__(self) -> str:
+        return self.written()
+
+    def written(self, digits: int = 2) -> str:
         if self.seeds < 2:
-            return f"{self.mean:+.2f} (one seed)"
-        return f"{self.mean:+.2f} ± {self.error:.2f}, interval {self.mean - self.reach:+.2f} … {self.mean + self.reach:+.2f}"
+            return f"{self.mean:+.{digits}f} (one seed)"
+        low, high = self.mean - self.reach, self.mean + self.reach
+        return f"{self.mean:+.{digits}f} ± {self.error:.{digits}f}, interval {low:+.{digits}f} … {high:+.{digits}f}"
 
 
 def paired_difference(differences: Sequence[float]) -> Difference:

@@ -13,14 +13,10 @@ several times side by side over one output: a run belongs to the process that ho
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import multiprocessing
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +36,8 @@ from benchmarks.ablation.plan import (
     pretrain_config,
 )
 from benchmarks.ablation.report import plot, report
-from finetune.tasks.qa.commands import FinetuneQAConfig
+from benchmarks.ablation.runs import claim, exit_status, finish, run_folders, said_in
 from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
-from pretrain.config import PretrainConfig
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import build_model, save_model
@@ -51,11 +46,9 @@ from spanbert.config import read_json, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
-from spanbert.locks import try_lock
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.training.run_folder import check_same_config, read_metrics
-from spanbert.training.signals import Stopped
 
 
 def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> dict[str, Any]:
@@ -70,9 +63,10 @@ def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> d
     if arm.scheme is not None:
         tokens = equal_compute_tokens(config.tokens, shape, blocks.lengths, arm.sbo)
         pretraining = pretrain_config(config, arm, seed, tokens, init, folder)
-        _finish(run_pretrain_pairs if arm.pairs else run_pretrain, pretraining)
+        finish(run_pretrain_pairs if arm.pairs else run_pretrain, pretraining)
         init = folder / "pretrain" / "model"
-    _finish(run_finetune_qa, finetune_config(config, seed, blocks.block_length, init, folder))
+    questions = config.output / "train.json", config.output / "dev.json"
+    finish(run_finetune_qa, finetune_config(config, questions, seed, blocks.block_length, init, folder / "qa"))
 
     validations = [r for r in read_metrics(folder / "pretrain" / "metrics.jsonl") if r["split"] == "validation"]
     names = ("step", "tokens", "mlm_loss", "sbo_loss", "nsp_loss", "nsp_accuracy")
@@ -84,47 +78,15 @@ def run_arm(config: AblationConfig, name: ArmName, seed: int, folder: Path) -> d
     return {"arm": name, "seed": seed, **numbers}
 
 
-def _finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAConfig) -> None:
-    """Begin, or resume, the run in ``options.output`` until it has left its model."""
-    finished = options.output / "model"
-    if not finished.is_dir():
-        try:
-            command(dataclasses.replace(options, resume=(options.output / "config.json").exists()))
-        except Stopped as stopped:
-            raise KeyboardInterrupt from stopped
-    if not finished.is_dir():  # a signal asked it to stop, and it did so politely
-        raise KeyboardInterrupt
-
-
-def run_folders(config: AblationConfig) -> Iterator[tuple[ArmName, int, Path]]:
-    """All runs, one seed after the other: a whole comparison stands as early as can be."""
-    for seed in config.seeds:
-        for name in config.arms:
-            yield name, seed, config.output / "runs" / name / f"seed-{seed}"
-
-
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours, rather than that of another process at work in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = try_lock(folder / ".lock")
-    try:
-        yield handle is not None
-    finally:
-        if handle is not None:
-            handle.close()
-
-
 def work(config: AblationConfig) -> None:
     """Go through all runs and do those that nobody has done or is doing. What a run says goes to its log.txt."""
     tune_allocator()
-    for name, seed, folder in run_folders(config):
+    for name, seed, folder in run_folders(config.output, config.arms, config.seeds):
         with claim(folder) as ours:
             if not ours or (folder / "result.json").exists():
                 continue
             print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: see {folder / 'log.txt'}", flush=True)
-            log = (folder / "log.txt").open("a", encoding="utf-8")
-            with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            with said_in(folder / "log.txt"):
                 result = run_arm(config, name, seed, folder)
             save_json(result, folder / "result.json")
             print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}: EM {result['exact']:.2f} F1 {result['f1']:.2f}")
@@ -163,7 +125,7 @@ def run(config: AblationConfig) -> None:
 def write_report(config: AblationConfig) -> None:
     """OUTPUT/report.md, results.json and ablation.png of the runs that are finished."""
     scores: dict[str, dict[int, dict[str, Any]]] = {}
-    folders = list(run_folders(config))
+    folders = list(run_folders(config.output, config.arms, config.seeds))
     for name, seed, folder in folders:
         if (folder / "result.json").exists():
             scores.setdefault(name, {})[seed] = read_json(folder / "result.json")
@@ -196,25 +158,11 @@ def use_threads(config: AblationConfig) -> None:
 
 def _job(config: AblationConfig) -> None:
     use_threads(config)
-    sys.exit(_exit_status(lambda: work(config)))
-
-
-def _exit_status(function: Callable[[], None]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's word for Ctrl-C
-    try:
-        function()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if multiprocessing.parent_process() is None:
-            print("stopped; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+    sys.exit(exit_status(lambda: work(config)))
 
 
 def main() -> None:
-    sys.exit(_exit_status(lambda: run(tyro.cli(AblationConfig, description=__doc__))))
+    sys.exit(exit_status(lambda: run(tyro.cli(AblationConfig, description=__doc__))))
 
 
 if __name__ == "__main__":

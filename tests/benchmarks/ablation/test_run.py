@@ -18,9 +18,7 @@ from benchmarks.ablation.report import CLAIMS, FAILS, HOLDS, OPEN, compare, pair
 from finetune.train import micro_batches
 from pretrain.data.batches import StepBatches
 from pretrain.data.blocks import Blocks
-from pretrain.data.prepare import PrepareConfig, run_prepare
 from pretrain.data.sampler import DataOrder
-from pretrain.data.train_tokenizer import train_wordpiece
 from pretrain.masking.masker import MaskConfig, Masker
 from spanbert.checkpoint.model_folder import load_model, save_model
 from spanbert.errors import UserError
@@ -31,19 +29,6 @@ from spanbert.training.step import OptimizerStep
 
 DATA = Path(__file__).parents[2] / "data"
 BLOCK = 48
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some hundred blocks in documents of four sentences, a quarter of them held out."""
-    folder = tmp_path_factory.mktemp("corpus")
-    sentences = (DATA / "wikinews_sentences.txt").read_text(encoding="utf-8").splitlines()
-    train_wordpiece(sentences, vocab_size=400).save(folder / "tokenizer")
-    documents = ["\n".join(sentences[start : start + 4]) for start in range(0, len(sentences), 4)]
-    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    options = {"tokenizer": folder / "tokenizer", "output": folder / "prepared", "block_length": BLOCK}
-    run_prepare(PrepareConfig(inputs=(str(folder / "text.txt"),), processes=1, validation_share=0.25, **options))
-    return folder / "prepared"
 
 
 @pytest.fixture
@@ -284,7 +269,7 @@ def test_all_arms_of_a_seed_begin_with_the_same_weights(config, monkeypatch, tmp
         begun.append(load_model(options.init_from, SpanBertForPretraining)[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation, "_finish", look)
+    monkeypatch.setattr(ablation, "finish", look)
     given = tmp_path / "given"
     for name, seed, source in (
         ("subword", 5, None),

@@ -1,0 +1,1 @@
+"""What each pretraining objective teaches, looked at in the pretrained models themselves."""
