@@ -181,6 +181,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         sizes = None if index is None else {"documents": index.document_count, "passages": index.passages}
         more = {
             "parameters": model.parameters,
+            "precision": model.precision,
             "confidence": model.confidence,
             "calibration": model.calibration,
             "card": model.card,

@@ -64,7 +64,9 @@ def _serve(config: ServeConfig, token: str | None) -> None:
             app = create_app(service, hosts=config.host_names(), token=token)
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"{info.name} ({info.fingerprint[:19]}…, {info.precision}) answers at http://{shown}:{port}", flush=True)
+            print(
+                f"{info.name} ({info.fingerprint[:19]}…, {info.precision}) answers at http://{shown}:{port}", flush=True
+            )
             for note in info.notes:
                 print(f"note: {note}", flush=True)
             uvicorn.Server(uvicorn_settings(app, config.limits)).run([listening])

@@ -141,6 +141,7 @@ def test_the_model_shows_its_card_and_the_limits(serve, info):
     assert card["card"].startswith("---\nlicense") and card["limits"]["waiting"] == 7
     assert card["index"] == {"documents": 2, "passages": 2}
     assert card["fingerprint"] == info.fingerprint and card["window"] == 384
+    assert card["precision"] == info.precision and card["precision"] in ("fp32", "bf16", "int8")
     assert card["calibration"] is None and "not been measured" in card["confidence"]
 
 

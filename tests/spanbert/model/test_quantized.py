@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from spanbert.device import has_int8_units
+from spanbert.device import BF16_UNITS, INT8_UNITS, has_int8_units
 from spanbert.errors import UserError
 from spanbert.model import quantized
 from spanbert.model.config import EncoderConfig
@@ -17,6 +17,7 @@ from spanbert.model.lora import LoRAConfig, LoRALinear
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.model.quantized import (
     Int8Linear,
+    choose_answering_precision,
     choose_inference_precision,
     kernels_run,
     quantize_encoder,
@@ -178,3 +179,30 @@ def test_int8_units_are_those_of_vnni_or_amx(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda has=vnni: has, raising=False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has, raising=False)
         assert has_int8_units() is known
+
+
+@pytest.mark.parametrize(
+    ("units", "backend", "chosen"),
+    [
+        ({"_is_vnni_supported"}, "auto", "int8"),
+        ({"_is_vnni_supported", "_is_avx512_bf16_supported"}, "auto", "bf16"),
+        ({"_is_vnni_supported"}, "triton", "fp32"),
+        (set(), "auto", "fp32"),
+    ],
+)
+def test_answers_are_computed_in_what_is_fastest_here(
+    units: set[str], backend: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in {*BF16_UNITS, *INT8_UNITS}:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in units)
+    monkeypatch.setattr(quantized, "kernels_run", lambda: True)
+    assert choose_answering_precision(CPU, "auto", backend) == chosen
+    assert choose_inference_precision(CPU) == ("bf16" if chosen == "bf16" else "fp32")
+    assert choose_answering_precision(CPU, "fp32") == "fp32"
+
+
+def test_a_processor_whose_pytorch_has_no_int8_products_answers_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*BF16_UNITS, *INT8_UNITS}:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == "_is_vnni_supported")
+    monkeypatch.setattr(quantized, "kernels_run", lambda: False)
+    assert choose_answering_precision(CPU) == "fp32"
