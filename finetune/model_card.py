@@ -104,7 +104,11 @@ def recipe(config: FinetuneConfig) -> dict[str, Any]:
     """The options that decide about the model and are set."""
     unused = (*NO_RECIPE, *(("rehearse_share",) if config.rehearse is None else ()))
     values = {name: value for name, value in to_dict(config).items() if name not in unused}
-    return {name: value for name, value in values.items() if value is not None and value is not False and value != ""}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and value is not False and value not in ("", [])
+    }
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,6 @@ import numpy as np
 from torch import Tensor
 
 from finetune.records import Purpose, RecordReport
-from spanbert.model.batch import PackedBatch
 from spanbert.model.models import SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -30,6 +29,17 @@ class Records(Protocol):
 
     def first(self, limit: int | None) -> Self:
         """The first ``limit`` examples. Raises UserError for a limit below 1."""
+        ...
+
+
+class Batch(Protocol):
+    """What a model takes: a ``PackedBatch``, or something that holds one."""
+
+    @property
+    def cu_seqlens(self) -> np.ndarray: ...
+
+    def tensors(self) -> Any:
+        """The same for the model, still on the host; its ``to(device)`` brings it to the model."""
         ...
 
 
@@ -54,8 +64,8 @@ class Features(Protocol):
         """What the model does not see, or sees in parts: one phrase each, for people."""
         ...
 
-    def packed(self, windows: np.ndarray) -> PackedBatch[np.ndarray]:
-        """These windows as one packed batch."""
+    def packed(self, windows: np.ndarray) -> Batch:
+        """These windows as one batch."""
         ...
 
     def labels(self, windows: np.ndarray) -> np.ndarray:
@@ -131,8 +141,8 @@ class Task(Protocol):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def loss(self, output: Any, labels: Tensor, batch: PackedBatch[Tensor]) -> Tensor:
-        """Sum over the labels of a batch of windows, () fp32; ``output`` is what the model returned."""
+    def loss(self, output: Any, labels: Tensor, batch: Any) -> Tensor:
+        """Sum over the labels of a batch of windows, () fp32; ``output`` is what the model returned for ``batch``."""
         ...
 
     def training_notes(self, *, evaluated: bool) -> list[str]:

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from finetune.seeds import run_seeds
 from finetune.task import Features, Task
 from spanbert.device import choose_precision, describe, tune_allocator
 from spanbert.distributed import Group, join_group
-from spanbert.model.batch import PackedBatch
 from spanbert.training.console import output_may_fail
 from spanbert.training.optim import adamw, layer_rates, linear_schedule
 from spanbert.training.parallel import parallelise
@@ -68,7 +67,8 @@ def share_of(windows: np.ndarray, micro_batch_size: int, rank: int, world: int) 
 class MicroBatch(NamedTuple):
     """Windows of one forward pass."""
 
-    packed: PackedBatch[Tensor]
+    packed: Any
+    """What the model takes, on the host (``finetune.task.Batch.tensors``)."""
     labels: Tensor
     divisor: float
     """Labels of the whole step; infinite, so that nothing is added, for a rank that has no window left."""

@@ -130,8 +130,11 @@ ARCHITECTURES: list[Architecture] = [
 
 
 def architecture_of(model: type[models.SpanBertModel]) -> Architecture:
-    """The row of one of our classes; for any other class, which is saved like one, the bare encoder's."""
-    return next((row for row in ARCHITECTURES if row.model is model), ARCHITECTURES[0])
+    """The row of one of our classes, or of one made from it; for any other class, which is saved like one, the bare
+    encoder's."""
+    return next(
+        (row for row in ARCHITECTURES if row.model is not None and issubclass(model, row.model)), ARCHITECTURES[0]
+    )
 
 
 def architecture_for(task: str) -> Architecture | None:

@@ -75,15 +75,28 @@ def span_log_probs(
     spans = [(begin + a, begin + b) for begin, s in zip(begins, sequences, strict=True) for a, b in s.spans]
     first_S = torch.tensor([first for first, _ in spans], device=device)
     count_S = torch.tensor([end - first for first, end in spans], device=device)
-    span_M = torch.arange(len(spans), device=device).repeat_interleave(count_S)
-    offset_M = torch.arange(len(span_M), device=device) - (count_S.cumsum(0) - count_S)[span_M]
-    if head in ("mlm", "both"):
-        features_MH = model.mlm(hidden_TH[first_S[span_M] + offset_M])
-        total_MV = vocabulary_logits(features_MH, embedding_VH, model.mlm.bias).float().log_softmax(-1)
-    if head in ("sbo", "both"):
-        features_MH = model.sbo(hidden_TH[first_S - 1], hidden_TH[first_S + count_S], span_M, offset_M)
-        sbo_MV = vocabulary_logits(features_MH, embedding_VH, model.sbo.bias).float().log_softmax(-1)
-        total_MV = sbo_MV if head == "sbo" else ((total_MV + sbo_MV) / 2).log_softmax(-1)
+    total_MV, offset_M = log_probs_in_spans(model, hidden_TH, first_S, count_S, head)
     forbidden_MV = torch.where((offset_M == 0)[:, None], continues_V, unreachable_V)
     rows = [sum(end - first for first, end in s.spans) for s in sequences]
     return list(total_MV.masked_fill(forbidden_MV, float("-inf")).split(rows))
+
+
+def log_probs_in_spans(
+    model: SpanBertForPretraining, hidden_TH: Tensor, first_S: Tensor, count_S: Tensor, head: Head
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (M, V) fp32 over the whole vocabulary for the M tokens of S spans, span by span, with gradient; and
+    each token's place in its span, (M,).
+
+    A span is the tokens first_S … first_S + count_S − 1 of the T in ``hidden_TH``, and has a token on either side.
+    """
+    embedding_VH = model.encoder.embeddings.word.weight
+    span_M = torch.arange(len(first_S), device=first_S.device).repeat_interleave(count_S)
+    offset_M = torch.arange(len(span_M), device=first_S.device) - (count_S.cumsum(0) - count_S)[span_M]
+    found = []
+    if head in ("mlm", "both"):
+        features_MH = model.mlm(hidden_TH[first_S[span_M] + offset_M])
+        found.append(vocabulary_logits(features_MH, embedding_VH, model.mlm.bias).float().log_softmax(-1))
+    if head in ("sbo", "both"):
+        features_MH = model.sbo(hidden_TH[first_S - 1], hidden_TH[first_S + count_S], span_M, offset_M)
+        found.append(vocabulary_logits(features_MH, embedding_VH, model.sbo.bias).float().log_softmax(-1))
+    return found[0] if len(found) == 1 else ((found[0] + found[1]) / 2).log_softmax(-1), offset_M

@@ -15,6 +15,7 @@ from finetune.predict import write_records
 from finetune.records import NoTokens, printable
 from finetune.tasks.classification.metrics import classification_metrics
 from finetune.tasks.classification.prompt import parse_prompt, parse_words, room_for_text, softmax, word_scores
+from finetune.tasks.classification.prompt_task import parse_label_words
 from finetune.tasks.classification.records import Columns, TextFile, read_texts
 from finetune.tasks.classification.task import ClassifySettings, ClassifyTask, Predicted
 from spanbert.checkpoint.model_folder import load_model_and_tokenizer
@@ -36,7 +37,7 @@ class ClassifyConfig:
     prompt: str
     """Sentence with {text} in it and one [SPAN:n] for the words, of at most n tokens each."""
     words: tuple[str, ...]
-    """A word for each class; the one that the model finds likeliest in the span is the answer."""
+    """A word for each class; the one that the model finds likeliest in the span is the answer. LABEL=WORD names the class, too."""
     file: Positional[Path | None] = None
     """TSV, CSV, JSON lines, or plain lines with a text each; - for standard input. May also stand last, after the words."""
     labels: tuple[str, ...] = ()
@@ -118,7 +119,10 @@ def arguments(config: ClassifyConfig) -> tuple[Path, tuple[str, ...], tuple[str,
         raise UserError(f"--labels: there are {len(labels)} for {len(words)} words, give one for each, in their order.")
     if not all(label.strip() for label in labels) or len(set(labels)) < len(labels):
         raise UserError("--labels: one is empty or stands there twice, give each class a name of its own.")
-    return path, words, labels or words
+    if labels:
+        return path, words, labels
+    named = parse_label_words(words)
+    return path, tuple(named.values()), tuple(named)
 
 
 def _is_file(name: str) -> bool:

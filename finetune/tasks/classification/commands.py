@@ -5,17 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
 from finetune import evaluate, predict, train
 from finetune.config import EvaluateConfig, FinetuneConfig, PredictConfig
 from finetune.predict import TrainedModel
+from finetune.tasks.classification.prompt_task import (
+    PromptSettings,
+    PromptTask,
+    check_start,
+    has_prompt,
+    parse_label_words,
+)
 from finetune.tasks.classification.records import Columns
 from finetune.tasks.classification.targets import Problem
 from finetune.tasks.classification.task import ClassifySettings, ClassifyTask
+from spanbert.checkpoint.store import find_model
 from spanbert.config import check_range
 from spanbert.errors import UserError
+from spanbert.spans.log_probs import Head
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,12 @@ class FinetuneClassifyConfig(FinetuneConfig):
     """single: one label a text. multi: any number of them (with commas between them, or a JSON list), a sigmoid each. regression: a number."""
     window: int = ClassifySettings.window
     """Longest window in tokens; a longer text is several windows, and their logits are averaged."""
+    prompt: str = ""
+    """Train the pretraining heads instead of a new one, for few examples: a sentence with {text} in it and one [SPAN:n], in which a word for each label, of at most n tokens, is to be the likeliest."""
+    words: tuple[str, ...] = ()
+    """With --prompt: LABEL=WORD for each label, such as negative=terrible positive=great; a WORD alone is the label too."""
+    head: Literal["auto", "mlm", "sbo", "both"] | None = None
+    """With --prompt: which head scores the words and is trained; left out or auto, every head that --init has trained."""
     max_train_examples: int | None = None
     """Train on the first N texts of a shuffle fixed by --shuffle-seed."""
 
@@ -42,12 +58,26 @@ class FinetuneClassifyConfig(FinetuneConfig):
     def check(self) -> None:
         super().check()
         check_range(self, 1, math.inf, "max_train_examples")
+        for option in ("words", "head"):
+            if getattr(self, option) and not self.prompt:
+                raise UserError(f'--{option} goes with --prompt, such as "{{text}} It was [SPAN:1].".')
+        if not self.prompt:
+            return
+        if not self.words:
+            raise UserError("--prompt needs --words: LABEL=WORD for each label.")
+        if self.text_pair or self.problem != "single":
+            raise UserError("--prompt is for single texts with one label each: leave --text-pair and --problem out.")
+        if self.init == "random":
+            raise UserError("--prompt trains the pretraining heads: give a pretrained --init, not random.")
 
     def task(self) -> ClassifyTask:
         """The task as these options state it; its labels are those of the training file."""
-        return ClassifyTask(
-            ClassifySettings(self.window, Columns(self.text, self.label, self.text_pair), problem=self.problem)
-        )
+        columns = Columns(self.text, self.label, self.text_pair)
+        if not self.prompt:
+            return ClassifyTask(ClassifySettings(self.window, columns, problem=self.problem))
+        head: Head = "mlm" if self.head is None or self.head == "auto" else self.head
+        words = parse_label_words(self.words)
+        return PromptTask(PromptSettings(self.window, columns, prompt=self.prompt, words=words, head=head))
 
 
 @dataclass(frozen=True)
@@ -76,14 +106,19 @@ class PredictClassifyConfig(PredictConfig):
 
 def run_finetune(config: FinetuneClassifyConfig) -> None:
     """Train, evaluate, and leave OUTPUT/model, which `evaluate classify` and `predict classify` take."""
-    train.run_finetune(config.task(), config)
+    config.check()
+    task = config.task()
+    if isinstance(task, PromptTask):
+        config = replace(config, head=check_start(task, config.head or "auto", config.init, config.lowercase))
+        task = config.task()
+    train.run_finetune(task, config)
 
 
 def run_evaluate(config: EvaluateClassifyConfig) -> None:
     """Print metrics and, with an output folder, write them with the predictions."""
     if config.file is None:
         raise UserError(f"give a labelled file too: spanbert evaluate classify {config.model} FILE")
-    trained = predict.load_configured(ClassifyTask, config.model, config)
+    trained = _load(config)
     evaluate.run_evaluate(
         _with_columns(trained, config.text, config.label, config.text_pair), config.file, config.output, config.limit
     )
@@ -91,10 +126,16 @@ def run_evaluate(config: EvaluateClassifyConfig) -> None:
 
 def run_predict(config: PredictClassifyConfig) -> None:
     """Print or write a label for every text of a file."""
-    trained = predict.load_configured(ClassifyTask, config.model, config)
+    trained = _load(config)
     predict.run_predict(
         _with_columns(trained, config.text, None, config.text_pair), config.file, config.output, config.limit
     )
+
+
+def _load(config: EvaluateClassifyConfig | PredictClassifyConfig) -> TrainedModel[ClassifyTask]:
+    """The model with the task that it was trained for, with a prompt or without."""
+    task = PromptTask if has_prompt(find_model(Path(config.model))) else ClassifyTask
+    return predict.load_configured(task, config.model, config)
 
 
 def _with_columns(
@@ -102,4 +143,4 @@ def _with_columns(
 ) -> TrainedModel[ClassifyTask]:
     stored = trained.task.settings.columns
     columns = Columns(text or stored.text, label or stored.label, text_pair or stored.text_pair)
-    return replace(trained, task=ClassifyTask(replace(trained.task.settings, columns=columns)))
+    return replace(trained, task=replace(trained.task, settings=replace(trained.task.settings, columns=columns)))

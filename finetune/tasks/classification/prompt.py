@@ -106,8 +106,8 @@ def room_for_text(prompt: Prompt, words: Sequence[np.ndarray], positions: int) -
     taken = prompt.tokens + max(map(len, words)) + SPECIALS
     if taken >= positions:
         raise UserError(
-            f"the prompt takes {taken} tokens with its span, [CLS] and [SEP], the model {positions}: shorten it, for there "
-            "is no room for a text."
+            f"the prompt takes {taken} of {positions} tokens with its span, [CLS] and [SEP]: shorten it, for there is no "
+            "room for a text."
         )
     return positions - taken
 
