@@ -68,7 +68,8 @@ class PrepareConfig:
     validation_share: float = 0.005
     """Share of documents held out, chosen by a hash of their text."""
     spans: Path | None = None
-    """JSON lines, one a document in the same order: [[start, end], ...] in characters, for the linguistic masks."""
+    """JSON lines, one a document in the same order: [[start, end], ...] in characters, for the linguistic masks
+    and for --mask.words annotated."""
     lowercase: bool | None = None
     """Override the tokenizer's lower-casing."""
     text_field: str = "text"
