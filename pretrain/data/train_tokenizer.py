@@ -60,6 +60,10 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
     check_range(config, 1, 2**63, "min_frequency", below=True)
     check_range(config, 0, math.inf, "sample_mb")
     check_range(config, 0, 1, "smoothing")
+    if config.smoothing < 1 and len(config.inputs) < 2:
+        raise UserError(
+            "--smoothing shares the sample out among inputs, and there is one: name a file or folder for each language"
+        )
     check_range(config, 0, 2**63, "seed", below=True)
     if not 0 < config.character_coverage <= 1:
         raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
@@ -193,7 +197,7 @@ def smoothed_limits(read: dict[int, int], limit: float, smoothing: float) -> dic
     """
     weight = {number: (size / sum(read.values())) ** smoothing for number, size in read.items()}
     share = {number: one / sum(weight.values()) for number, one in weight.items()}
-    whole = min(limit, *(size / share[number] for number, size in read.items()))
+    whole = min([limit, *(size / share[number] for number, size in read.items())])
     return {number: share[number] * whole for number in read}
 
 

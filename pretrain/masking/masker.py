@@ -163,7 +163,9 @@ class Masker:
                 if self.config.words == "annotated"
                 else f"scheme {scheme} needs a tagger's"
             )
-            raise UserError(f"{what} spans, which the data lacks: prepare the corpus with --spans (a stream has none).")
+            raise UserError(
+                f"{what} spans, which the data lacks: prepare the corpus with a sidecar of them, --spans (a stream has none)."
+            )
         goes_on = inside_spans(cu_seqlens, spans) if spans is not None and self.config.words == "annotated" else None
         words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special, goes_on)
         budget = np.ceil(self.config.mask_share * words.tokens).astype(np.int64)

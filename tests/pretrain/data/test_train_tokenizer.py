@@ -131,6 +131,18 @@ def test_smoothing_keeps_a_small_languages_characters(tmp_path, capsys):
     assert len(rows) == 2 and rows[0] != rows[1] and all(row.endswith(of_all) for row in rows)
 
 
+def test_smoothing_wants_several_inputs_with_text(tmp_path):
+    (tmp_path / "one.txt").write_text("\n \n")
+    (tmp_path / "two.txt").write_text("")
+    inputs = tuple(str(tmp_path / name) for name in ("one.txt", "two.txt"))
+    with pytest.raises(UserError, match="and there is one: name a file or folder for each language"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs[:1], tmp_path / "tok", smoothing=0.7))
+    with pytest.raises(UserError, match="no text found"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs, tmp_path / "tok", smoothing=0.7))
+    with pytest.raises(UserError, match=r"smoothing is 1\.5: expected 0 to 1"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs, tmp_path / "tok", smoothing=1.5))
+
+
 def test_every_frequent_character_is_in_the_vocabulary():
     tokenizer = train_wordpiece(["abc äöü 中文 don't.", "déjà 日本"] * 5, 100, character_coverage=1.0)
     for text in ("cab", "üäö", "文中日本", "éj à", "tnod", "'."):
