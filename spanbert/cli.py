@@ -25,6 +25,7 @@ def _task_commands() -> dict[str, tuple[str, str, str]]:
 #: command words → (module, function, one line)
 COMMANDS = {
     "tokenizer train": ("pretrain.data.train_tokenizer", "run_train_tokenizer", "train a cased WordPiece vocabulary"),
+    "segment": ("pretrain.data.segment", "run_segment", "find the words of Chinese text, for masks of whole words"),
     "prepare": ("pretrain.data.prepare", "run_prepare", "turn text into blocks of tokens"),
     "init": (
         "pretrain.init_from_counts",

@@ -76,14 +76,24 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     Lone surrogates, which UTF-8 lacks, are written as JSON writes them. Raises UserError when the disk is full; the old
     file then stands.
     """
+    data = content.encode("utf-8", JSON_ESCAPES) if isinstance(content, str) else content
+    with atomic_file(path) as handle:
+        handle.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
+    """Give a new file to write, for content that comes bit by bit; when the block ends well, it is synced and becomes ``path``.
+
+    Raises UserError when the disk is full. On that and any other exception the old file stands.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    data = content.encode("utf-8", JSON_ESCAPES) if isinstance(content, str) else content
     with report_full_disk(path), named_errors(path):
         try:
             with aside.open("wb") as handle:
-                handle.write(data)
+                yield handle
                 handle.flush()
                 os.fsync(handle.fileno())
             aside.replace(path)

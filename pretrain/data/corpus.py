@@ -43,13 +43,15 @@ class Document(NamedTuple):
 
     index: position in the whole input, empty documents included (line n of a .jsonl is its n-th document whatever
     it holds). start: character of the document at which this part begins (0 except for later parts). hash: of the
-    document's first part, below 2^64, so that all parts fall on the same side of a split by content.
+    document's first part, below 2^64, so that all parts fall on the same side of a split by content. input: which of the
+    corpus's inputs it is from; a folder is one.
     """
 
     index: int  # type: ignore[assignment]  # tuple.index is not needed
     start: int
     text: str
     hash: int
+    input: int = 0
 
 
 @dataclass
@@ -69,6 +71,8 @@ class ReadCounts:
     """Files of folders that were not read, by kind."""
     read_as: dict[str, int] = field(default_factory=dict)
     """Files that hold something else than their names say."""
+    documents_of_input: list[int] = field(default_factory=list)
+    """`documents`, for each input."""
 
 
 class Corpus:
@@ -81,7 +85,8 @@ class Corpus:
     """
 
     def __init__(self, inputs: tuple[str, ...], *, text_field: str = "text", document_per_file: bool = False) -> None:
-        self.sources, self.left_out = find_files(inputs)
+        self.inputs = inputs
+        self.sources, self.left_out, self._input_of = find_files(inputs)
         if self.left_out:
             note(f"files left out of the folders named: {describe_left_out(self.left_out)}")
         self.text_field = text_field
@@ -90,6 +95,7 @@ class Corpus:
         self.progress = Progress()
         self._index = 0
         self._hash = 0
+        self._input = 0
 
     @property
     def stored_bytes(self) -> int | None:
@@ -110,8 +116,10 @@ class Corpus:
         return known
 
     def __iter__(self) -> Iterator[Document]:
-        self.counts, self._index, self.progress.bytes = ReadCounts(left_out=self.left_out), 0, 0
-        for source in self.sources:
+        self.counts = ReadCounts(left_out=self.left_out, documents_of_input=[0] * len(self.inputs))
+        self._index, self.progress.bytes = 0, 0
+        for source, number in zip(self.sources, self._input_of, strict=True):
+            self._input = number
             self.counts.files += 1
             if source.startswith("hf:"):
                 yield from self._hugging_face(source)
@@ -275,6 +283,7 @@ class Corpus:
     def _emit(self, text: str, start: int) -> Iterator[Document]:
         """The last part of a document, mostly the only one."""
         self.counts.documents += 1
+        self.counts.documents_of_input[self._input] += 1
         self.counts.empty_documents += start == 0 and (not text or text.isspace())
         yield from self._part(start, text)
         self._index += 1
@@ -283,7 +292,7 @@ class Corpus:
         if start == 0:
             self._hash = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
         if text and not text.isspace():
-            yield Document(self._index, start, text, self._hash)
+            yield Document(self._index, start, text, self._hash, self._input)
 
     def _decode(self, data: bytes, *, count_nul: bool = True) -> str:
         try:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from pretrain.data.corpus import ReadCounts
 from pretrain.data.readers import describe_left_out
-from pretrain.data.shards import ShardCounts
+from pretrain.data.shards import ShardCounts, TokenCounts, commonest
 
 BINS = 8
 MOST_UNKNOWN = 10
 
 
-def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_length: int) -> dict:
+def make_report(
+    counts: ShardCounts, read: ReadCounts, inputs: tuple[str, ...], held_out: dict, block_length: int
+) -> dict:
     """All numbers that prepare.json keeps. A word is BERT's: split at white space, punctuation and Chinese characters."""
     blocks = sum(counts.block_lengths.values())
     width = -(-block_length // BINS)
@@ -22,22 +25,36 @@ def make_report(counts: ShardCounts, read: ReadCounts, held_out: dict, block_len
     names = list(histogram)
     for length, count in counts.block_lengths.items():
         histogram[names[(length + 2 - 1) // width]] += count
+    whole = asdict(read)
+    documents = whole.pop("documents_of_input")
+    total = counts.total
     return {
-        **asdict(read),
-        "words": counts.words,
-        "tokens": counts.tokens,
-        "tokens_per_word": round(counts.tokens / max(counts.words, 1), 4),
-        "unknown_characters": dict(
-            sorted(counts.unknown_characters.items(), key=lambda item: (-item[1], item[0]))[:MOST_UNKNOWN]
-        ),
-        "unknown_rate": counts.unknown / max(counts.tokens, 1),
+        **whole,
+        **_of_tokens(total),
+        "by_input": [
+            {"input": name, "documents": documents[number], **_of_tokens(counts.of_input.get(number, TokenCounts()))}
+            for number, name in enumerate(inputs)
+        ],
         "no_token_documents": counts.no_token_documents,
         "blocks": blocks,
-        "fill": round(counts.tokens / max(blocks * (block_length - 2), 1), 4),
+        "fill": round(total.tokens / max(blocks * (block_length - 2), 1), 4),
         "block_length_histogram": histogram,
         "held_out": held_out,
         "spans": counts.spans,
         "dropped_spans": counts.dropped_spans,
+    }
+
+
+def _of_tokens(counts: TokenCounts) -> dict[str, Any]:
+    """What is reported of the whole and of each input alike. In Chinese every character is a word: hence both ratios."""
+    return {
+        "words": counts.words,
+        "tokens": counts.tokens,
+        "characters": counts.characters,
+        "tokens_per_word": round(counts.tokens / max(counts.words, 1), 4),
+        "tokens_per_character": round(counts.tokens / max(counts.characters, 1), 4),
+        "unknown_rate": counts.unknown / max(counts.tokens, 1),
+        "unknown_characters": commonest(counts.unknown_characters, MOST_UNKNOWN),
     }
 
 
@@ -47,7 +64,7 @@ def print_report(report: dict) -> None:
         ("documents", f"{report['documents']:,}"),
         ("words", f"{report['words']:,}"),
         ("tokens", f"{report['tokens']:,}"),
-        ("tokens per word", f"{report['tokens_per_word']:.3f}"),
+        ("tokens per word, per character", f"{report['tokens_per_word']:.3f}, {report['tokens_per_character']:.3f}"),
         ("unknown", f"{report['unknown_rate']:.4%} of tokens"),
         ("blocks", f"{report['blocks']:,}, {report['fill']:.1%} full"),
         (
@@ -80,6 +97,8 @@ def print_report(report: dict) -> None:
         lines.append(("files that hold other than named", describe_left_out(report["read_as"])))
     for name, value in lines:
         print(f"  {name:<34}{value}")
+    if len(report["by_input"]) > 1:
+        _print_inputs(report["by_input"])
     print("  block length (with [CLS], [SEP])")
     histogram = report["block_length_histogram"]
     most = max(histogram.values())
@@ -87,7 +106,31 @@ def print_report(report: dict) -> None:
         print(f"    {name:>9} {count:>12,} {'#' * round(40 * count / max(most, 1))}")
 
 
+def _print_inputs(inputs: list[dict]) -> None:
+    """A table with a row for each input, and what the vocabulary lacks of the one that it suits worst."""
+    head = ("input", "documents", "tokens", "per word", "per character", "unknown")
+    rows = [
+        (
+            part["input"],
+            f"{part['documents']:,}",
+            f"{part['tokens']:,}",
+            f"{part['tokens_per_word']:.3f}",
+            f"{part['tokens_per_character']:.3f}",
+            f"{part['unknown_rate']:.4%}",
+        )
+        for part in inputs
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    print("  by input (tokens per word and per character; unknown of tokens)")
+    for name, *values in (head, *rows):
+        cells = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
+        print(f"    {name:<{widths[0]}}  {'  '.join(cells)}")
+    worst = max(inputs, key=lambda part: part["unknown_rate"])
+    if worst["unknown_rate"] > 0:
+        print(f"    commonest unknown characters of {worst['input']}: {commonest_unknown(worst['unknown_characters'])}")
+
+
 def commonest_unknown(characters: dict[str, int]) -> str:
     """The commonest characters that a vocabulary lacks, or that it lacks none but longer parts of words."""
-    commonest = sorted(characters, key=lambda character: (-characters[character], character))[:MOST_UNKNOWN]
-    return " ".join(commonest) if commonest else "none: the words are too long, or lack their later characters"
+    most = commonest(characters, MOST_UNKNOWN)
+    return " ".join(most) if most else "none: the words are too long, or lack their later characters"

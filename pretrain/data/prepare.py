@@ -40,7 +40,7 @@ from pretrain.data.shards import (
 )
 from pretrain.data.span_annotations import SpanSidecar
 from spanbert.config import check_range, read_json_object
-from spanbert.errors import UserError
+from spanbert.errors import UserError, note
 from spanbert.files import atomic_folder, check_writable, clear_leftovers, report_full_disk, write_atomic
 from spanbert.integrity import describe_files
 from spanbert.locks import try_lock
@@ -68,7 +68,8 @@ class PrepareConfig:
     validation_share: float = 0.005
     """Share of documents held out, chosen by a hash of their text."""
     spans: Path | None = None
-    """JSON lines, one a document in the same order: [[start, end], ...] in characters, for the linguistic masks."""
+    """JSON lines, one a document in the same order: [[start, end], ...] in characters, for the linguistic masks
+    and for --mask.words annotated."""
     lowercase: bool | None = None
     """Override the tokenizer's lower-casing."""
     text_field: str = "text"
@@ -100,17 +101,21 @@ def run_prepare(config: PrepareConfig) -> None:
         report = _prepare(config, tokenizer, corpus, identity, work)
     shutil.rmtree(work, ignore_errors=True)
     print_report(report)
-    if report["unknown_rate"] >= NOTED_UNKNOWN:
+    worst = max([report, *report["by_input"]], key=lambda part: part["unknown_rate"])
+    if worst["unknown_rate"] >= NOTED_UNKNOWN:
+        place = f" of {worst['input']}" if worst is not report else ""
         print(
-            f"warning: {report['unknown_rate']:.1%} of tokens are {tokenizer.unk_token}: the tokenizer may be of another "
-            f"language (commonest unknown characters: {commonest_unknown(report['unknown_characters'])})"
+            f"warning: {worst['unknown_rate']:.1%} of tokens{place} are {tokenizer.unk_token}: the tokenizer may be of "
+            f"another language (commonest unknown characters: {commonest_unknown(worst['unknown_characters'])})"
         )
     print(f"wrote {config.output} in {time.perf_counter() - began:.0f} s")
     print(f"next: spanbert pretrain {config.output} --output RUN_FOLDER")
 
 
 def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identity: dict, work: Path) -> dict:
-    done = _open_work_folder(work, identity, resumable="-" not in corpus.sources, overwrite=config.overwrite)
+    counted_by = {"counted_by": config.inputs}  # the shards count by input; the blocks do not depend on it
+    resumable = "-" not in corpus.sources
+    done = _open_work_folder(work, identity | counted_by, resumable=resumable, overwrite=config.overwrite)
     if done:
         print(f"resuming: {done} finished shards of an interrupted preparation are used again")
     tokenizer.save(work / "tokenizer")
@@ -122,21 +127,22 @@ def _prepare(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, identi
         if shard_counts is None:
             raise UserError(f"shard {number} in {work} is damaged: run the same command, which makes it again")
         counts.add(shard_counts)
-    if counts.tokens == 0:
+    total = counts.total
+    if total.tokens == 0:
         shutil.rmtree(work)  # nothing to resume from
         raise UserError(f"no text found in {', '.join(config.inputs)}: nothing to prepare")
-    if counts.unknown >= REFUSED_UNKNOWN * counts.tokens:
+    if total.unknown >= REFUSED_UNKNOWN * total.tokens:
         shutil.rmtree(work)
         raise UserError(
-            f"{counts.unknown / counts.tokens:.0%} of all tokens are {tokenizer.unk_token}, which teaches a model nothing: "
+            f"{total.unknown / total.tokens:.0%} of all tokens are {tokenizer.unk_token}, which teaches a model nothing: "
             f"{config.tokenizer} is of another script or language (commonest unknown characters: "
-            f"{commonest_unknown(counts.unknown_characters)}); train one with spanbert tokenizer train"
+            f"{commonest_unknown(total.unknown_characters)}); train one with spanbert tokenizer train"
         )
     with atomic_folder(config.output) as folder:
         held_out, unigram = join_shards(work, shards, folder, config.block_length, config.validation_share)
         tokenizer.save(folder / "tokenizer")
         np.save(folder / "unigram.npy", np.pad(unigram, (0, tokenizer.vocab_size - len(unigram))))
-        report = make_report(counts, corpus.counts, held_out, config.block_length)
+        report = make_report(counts, corpus.counts, config.inputs, held_out, config.block_length)
         # (the tokenizer has its fingerprint)
         splits = (path for split in SPLITS for path in (folder / split).iterdir())
         files = describe_files(folder, [*splits, folder / "unigram.npy"])
@@ -196,13 +202,17 @@ def _open_work_folder(work: Path, identity: dict, *, resumable: bool, overwrite:
     """Make or take over the folder of finished shards; returns how many it holds."""
     marker = work / "settings.json"
     if work.exists() and marker.exists() and resumable and not overwrite:
-        differing = _differences(read_json_object(marker, "a corpus's settings"), identity)
-        if differing:
-            raise UserError(
-                f"an interrupted preparation in {work} had other settings ({', '.join(differing)}): "
-                "run it again with those, or start again with --overwrite"
-            )
-        return len(list(work.glob("shard-*.json")))
+        old = read_json_object(marker, "a corpus's settings")
+        if "counted_by" in old:
+            if differing := _differences(old, identity):
+                raise UserError(
+                    f"an interrupted preparation in {work} had other settings ({', '.join(differing)}): "
+                    "run it again with those, or start again with --overwrite"
+                )
+            return len(list(work.glob("shard-*.json")))
+        note(
+            f"the interrupted preparation in {work} is of an earlier version, whose shards lack counts: they are made again"
+        )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     write_atomic(marker, json.dumps(identity))

@@ -26,10 +26,11 @@ HEAD_BYTES = 1 << 16  # enough to say what a file is
 
 
 class Found(NamedTuple):
-    """Sources in a fixed order, and how many files of which kind were left out of folders."""
+    """Sources in a fixed order, how many files of which kind were left out of folders, and for each source its input."""
 
     sources: list[str]
     left_out: dict[str, int]
+    input_of: list[int]
 
 
 def find_files(inputs: tuple[str, ...]) -> Found:
@@ -40,13 +41,13 @@ def find_files(inputs: tuple[str, ...]) -> Found:
     itself may be called anything. Raises UserError for a path that does not exist.
     """
     sources: list[str] = []
+    input_of: list[int] = []
     left_out: Counter[str] = Counter()
-    for given in inputs:
+    for number, given in enumerate(inputs):
+        path = Path(given)
         if given == "-" or given.startswith("hf:"):
             sources.append(given)
-            continue
-        path = Path(given)
-        if path.is_dir():
+        elif path.is_dir():
             inside = _search(path, left_out)
             if not inside:
                 besides = f"; it holds {describe_left_out(left_out)}" if left_out else ""
@@ -56,11 +57,12 @@ def find_files(inputs: tuple[str, ...]) -> Found:
             sources.append(given)
         else:
             raise UserError(f"input {path} does not exist: name files, folders, hf:NAME[:CONFIG[:SPLIT]] or -")
+        input_of += [number] * (len(sources) - len(input_of))
     if not sources:
         raise UserError("no input named: give files, folders, hf:NAME[:CONFIG[:SPLIT]] or - for standard input")
     if sources.count("-") > 1:
         raise UserError("standard input (-) is named twice; it can be read once")
-    return Found(sources, dict(sorted(left_out.items())))
+    return Found(sources, dict(sorted(left_out.items())), input_of)
 
 
 def describe_left_out(left_out: dict[str, int]) -> str:

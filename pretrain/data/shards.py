@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,27 +39,60 @@ class Shard(NamedTuple):
 
 
 @dataclass
-class ShardCounts:
-    """Sums over documents and parts; block_lengths counts blocks by number of tokens (specials not included)."""
+class TokenCounts:
+    """Sums over documents and parts. characters: without white space."""
 
     words: int = 0
     tokens: int = 0
     unknown: int = 0
+    characters: int = 0
+    unknown_characters: dict[str, int] = field(default_factory=dict)
+    """Characters that the vocabulary lacks, the commonest ones, from the beginnings of documents with [UNK]."""
+
+    def add(self, other: TokenCounts) -> None:
+        for name in ("words", "tokens", "unknown", "characters"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for character, count in other.unknown_characters.items():
+            self.unknown_characters[character] = self.unknown_characters.get(character, 0) + count
+
+
+@dataclass
+class ShardCounts:
+    """Sums over documents and parts; block_lengths counts blocks by number of tokens (specials not included)."""
+
     no_token_documents: int = 0
     spans: int = 0
     dropped_spans: int = 0
     block_lengths: dict[int, int] = field(default_factory=dict)
-    unknown_characters: dict[str, int] = field(default_factory=dict)
-    """Characters that the vocabulary lacks, the commonest ones, from the beginnings of documents with [UNK]."""
+    of_input: dict[int, TokenCounts] = field(default_factory=dict)
+    """For each of the corpus's inputs with documents in this shard."""
 
     def add(self, other: ShardCounts) -> None:
-        for name, value in asdict(other).items():
-            if not isinstance(value, dict):
-                setattr(self, name, getattr(self, name) + value)
-        for character, count in other.unknown_characters.items():
-            self.unknown_characters[character] = self.unknown_characters.get(character, 0) + count
+        for name in ("no_token_documents", "spans", "dropped_spans"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for length, count in other.block_lengths.items():
-            self.block_lengths[int(length)] = self.block_lengths.get(int(length), 0) + count
+            self.block_lengths[length] = self.block_lengths.get(length, 0) + count
+        for number, counts in other.of_input.items():
+            self.of_input.setdefault(number, TokenCounts()).add(counts)
+
+    @property
+    def total(self) -> TokenCounts:
+        """Over all inputs."""
+        total = TokenCounts()
+        for counts in self.of_input.values():
+            total.add(counts)
+        return total
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any], source: str) -> ShardCounts:
+        """What `asdict` gave, out of JSON, which has only strings for keys. Raises UserError as `from_dict` does."""
+        counts = from_dict(cls, values, source)
+        counts.block_lengths = {int(length): count for length, count in counts.block_lengths.items()}
+        counts.of_input = {
+            int(number): from_dict(TokenCounts, of_one, f"{source}: input {number}")  # type: ignore[arg-type]
+            for number, of_one in counts.of_input.items()
+        }
+        return counts
 
 
 @dataclass(frozen=True)
@@ -100,7 +133,7 @@ class ShardWriter:
             # By content: a copy of a document never sits on the other side, whatever the order of the input.
             split = "validation" if document.hash < threshold else "train"
             ids, spans = self._encode(document.text, shard.spans[i] if shard.spans else None)
-            self._count(counts, ids, document.text)
+            self._count(counts, ids, document)
             for name, values in self._blocks(document, ids, spans, counts).items():
                 waiting[split][name].extend(values)
             if len(waiting[split]["start"]) >= ROWS_PER_BATCH:
@@ -112,19 +145,21 @@ class ShardWriter:
         for split, writer in writers.items():
             writer.finalize()
             sync_file(paths[split])  # the mark of done must not reach the disk before what it vouches for
-        commonest = sorted(counts.unknown_characters.items(), key=lambda item: (-item[1], item[0]))[:KEPT]
-        counts.unknown_characters = dict(commonest)
+        for of_one in counts.of_input.values():
+            of_one.unknown_characters = commonest(of_one.unknown_characters, KEPT)
         mark = {"counts": asdict(counts), "files": describe_files(self.settings.folder, paths.values())}
         write_atomic(done_file(self.settings.folder, shard.number), json.dumps(mark))
 
-    def _count(self, counts: ShardCounts, ids: np.ndarray, text: str) -> None:
-        counts.tokens += len(ids)
-        counts.words += int(self.tokenizer.starts_word[ids].sum())
+    def _count(self, counts: ShardCounts, ids: np.ndarray, document: Document) -> None:
         unknown = int((ids == self.tokenizer.unk_id).sum())
-        counts.unknown += unknown
-        if unknown:
-            for character, count in self.tokenizer.missing_characters(text[:LOOKED_AT]).items():
-                counts.unknown_characters[character] = counts.unknown_characters.get(character, 0) + count
+        found = TokenCounts(
+            words=int(self.tokenizer.starts_word[ids].sum()),
+            tokens=len(ids),
+            unknown=unknown,
+            characters=sum(map(len, document.text.split())),
+            unknown_characters=self.tokenizer.missing_characters(document.text[:LOOKED_AT]) if unknown else {},
+        )
+        counts.of_input.setdefault(document.input, TokenCounts()).add(found)
         counts.no_token_documents += len(ids) == 0
 
     def _blocks(
@@ -160,6 +195,11 @@ class ShardWriter:
         offsets = np.concatenate([e.offsets + shift for e, shift in zip(encoded, shifts[:-1], strict=True)])
         ids = np.concatenate([e.ids for e in encoded])
         return ids, token_spans(marked, offsets, self.tokenizer.starts_word[ids])
+
+
+def commonest(counts: dict[str, int], most: int) -> dict[str, int]:
+    """The commonest characters of all, at most so many, the commonest first."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most])
 
 
 def token_spans(spans: list[tuple[int, int]], offsets: np.ndarray, starts_word: np.ndarray) -> np.ndarray:
@@ -217,9 +257,9 @@ def read_done(folder: Path, number: int) -> ShardCounts | None:
     try:
         content = read_json_object(mark, "a shard's counts")
         damage = find_damage(folder, described_files(content["files"], str(mark)), read=True)
-        counts = from_dict(ShardCounts, content["counts"], str(mark))
-    except (UserError, KeyError, TypeError):
-        damage, counts = f"{mark} is damaged", None
+        counts = ShardCounts.of_json(content["counts"], str(mark))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        damage, counts = f"{mark} is damaged or of another version", None
     if damage:
         note(f"{damage}: the shard is made again")
         mark.unlink()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 from tokenizers import Tokenizer as FastTokenizer
@@ -40,6 +40,9 @@ class TrainTokenizerConfig:
     """Lower-case the text and strip accents (BERT's "uncased"). SpanBERT is cased."""
     sample_mb: float = 64.0
     """Train on a random sample of whole documents of at most this many MB of text; 0 takes everything."""
+    smoothing: float = 1.0
+    """With several inputs, each a language: an input with the share p of the text gets a share of the sample proportional to
+    p to this power. 1 leaves the shares, 0.7 (multilingual BERT's) lifts small languages, 0 makes all equal."""
     min_frequency: int = 2
     """A merge of two tokens must occur this often."""
     character_coverage: float = 0.9999
@@ -56,6 +59,11 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
     check_range(config, 2 * len(SPECIAL_TOKENS), 10_000_000, "vocab_size")
     check_range(config, 1, 2**63, "min_frequency", below=True)
     check_range(config, 0, math.inf, "sample_mb")
+    check_range(config, 0, 1, "smoothing")
+    if config.smoothing < 1 and len(config.inputs) < 2:
+        raise UserError(
+            "--smoothing shares the sample out among inputs, and there is one: name a file or folder for each language"
+        )
     check_range(config, 0, 2**63, "seed", below=True)
     if not 0 < config.character_coverage <= 1:
         raise UserError(f"--character-coverage {config.character_coverage} is not in (0, 1]")
@@ -63,14 +71,17 @@ def run_train_tokenizer(config: TrainTokenizerConfig) -> None:
     check_writable(config.output, "folder")
     began = time.perf_counter()
     corpus = Corpus(config.inputs, text_field=config.text_field, document_per_file=config.document_per_file)
-    texts, read_bytes = sample_documents(corpus, config.sample_mb, config.seed)
+    sample = sample_documents(corpus, config.sample_mb, config.seed, config.smoothing)
+    texts = sample.texts
     if not texts:
         raise UserError(f"no text found in {', '.join(config.inputs)}")
-    sampled = sum(len(text.encode()) for text in texts)
     print(
         f"training on {len(texts):,} of {corpus.counts.documents:,} documents: "
-        f"{sampled / 1e6:.1f} of {read_bytes / 1e6:.1f} MB (sample limit {config.sample_mb:g} MB, seed {config.seed})"
+        f"{sum(sample.taken.values()) / 1e6:.1f} of {sum(sample.read.values()) / 1e6:.1f} MB "
+        f"(sample limit {config.sample_mb:g} MB, seed {config.seed})"
     )
+    for number, name in enumerate(config.inputs if len(config.inputs) > 1 else ()):
+        print(f"  {name}: {describe_share(sample.taken, number)} of {describe_share(sample.read, number)}")
     tokenizer = train_wordpiece(
         texts,
         config.vocab_size,
@@ -99,31 +110,95 @@ def check_output(folder: Path) -> None:
         )
 
 
-def sample_documents(corpus: Iterable[Document], limit_mb: float, seed: int) -> tuple[list[str], int]:
-    """A uniform sample of documents of at most `limit_mb` MB in UTF-8, in corpus order, and the bytes read in all.
+class Sample(NamedTuple):
+    """texts: in corpus order. read, taken: bytes of UTF-8 in all and in the sample, by number of the input."""
 
-    Each document draws a priority from (seed, position); the lowest priorities that fit are kept, so one pass in
-    bounded memory is enough and the sample does not depend on anything else.
+    texts: list[str]
+    read: dict[int, int]
+    taken: dict[int, int]
+
+
+def describe_share(bytes_of: dict[int, int], number: int) -> str:
+    share = bytes_of.get(number, 0) / max(sum(bytes_of.values()), 1)
+    return f"{bytes_of.get(number, 0) / 1e6:.1f} MB ({share:.1%})"
+
+
+class _Entry(NamedTuple):
+    negative_priority: int
+    position: int
+    text: str
+    size: int
+    input: int
+
+
+class _Reservoir:
+    """A uniform sample of at most `limit` bytes of documents, in one pass and bounded memory.
+
+    Each document has a random priority; the lowest that fit are kept. So to lower the limit afterwards leaves what
+    the lower one would have kept from the beginning.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.held = limit, 0
+        self.kept: list[_Entry] = []  # heap by highest priority value, to drop first
+        self._threshold: int | None = None  # once something was dropped, only smaller priorities may enter
+
+    def offer(self, entry: _Entry) -> None:
+        if self._threshold is None or -entry.negative_priority < self._threshold:
+            heapq.heappush(self.kept, entry)
+            self.held += entry.size
+            self.shrink(self.limit)
+
+    def shrink(self, limit: float) -> None:
+        self.limit = limit
+        while self.held > limit and len(self.kept) > 1:
+            dropped = heapq.heappop(self.kept)
+            self.held, self._threshold = self.held - dropped.size, -dropped.negative_priority
+
+
+def sample_documents(corpus: Iterable[Document], limit_mb: float, seed: int, smoothing: float = 1.0) -> Sample:
+    """A random sample of whole documents of at most `limit_mb` MB in UTF-8 (0: no limit), in corpus order.
+
+    With a smoothing below 1 the inputs' shares of it are those of `smoothed_limits`, for which up to `limit_mb` of each
+    input are held in memory while reading; else it is uniform over all documents. A document's priority is drawn from
+    (seed, position), so the sample does not depend on anything else.
     """
     limit = limit_mb * 1e6 if limit_mb > 0 else float("inf")
-    kept: list[tuple[int, int, str, int]] = []  # heap by highest priority value, to drop first
-    held = seen = 0
-    threshold = None  # once something was dropped, only smaller priorities may enter
+    reservoirs: dict[int, _Reservoir] = {}
+    read: Counter[int] = Counter()
     with _reading_bar(corpus) as bar:
         for position, document in enumerate(corpus):
             size = len(document.text) if document.text.isascii() else len(document.text.encode())
-            seen += size
+            read[document.input] += size
             digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+            pool = document.input if smoothing < 1 else 0
+            reservoir = reservoirs.setdefault(pool, _Reservoir(limit))
             priority = int.from_bytes(digest, "big")
-            if threshold is None or priority < threshold:
-                heapq.heappush(kept, (-priority, position, document.text, size))
-                held += size
-                while held > limit and len(kept) > 1:
-                    negative, _, _, dropped = heapq.heappop(kept)
-                    held, threshold = held - dropped, -negative
+            reservoir.offer(_Entry(-priority, position, document.text, size, document.input))
             if isinstance(corpus, Corpus):
                 bar.update(corpus.progress.bytes - bar.n)
-    return [text for _, _, text, _ in sorted(kept, key=lambda item: item[1])], seen
+    if smoothing < 1:
+        for number, share in smoothed_limits(read, limit, smoothing).items():
+            reservoirs[number].shrink(share)
+    kept = sorted(
+        (entry for reservoir in reservoirs.values() for entry in reservoir.kept), key=lambda entry: entry.position
+    )
+    taken: Counter[int] = Counter()
+    for entry in kept:
+        taken[entry.input] += entry.size
+    return Sample([entry.text for entry in kept], dict(read), dict(taken))
+
+
+def smoothed_limits(read: dict[int, int], limit: float, smoothing: float) -> dict[int, float]:
+    """Bytes of each input in the largest sample, up to `limit` bytes, that has the smoothed shares and repeats nothing.
+
+    An input with the share p of all text gets the share p^smoothing / Σ p^smoothing (as multilingual BERT and XLM: Conneau &
+    Lample 2019). The text that is scarcest beside its share decides how large the sample can be.
+    """
+    weight = {number: (size / sum(read.values())) ** smoothing for number, size in read.items()}
+    share = {number: one / sum(weight.values()) for number, one in weight.items()}
+    whole = min([limit, *(size / share[number] for number, size in read.items())])
+    return {number: share[number] * whole for number in read}
 
 
 def _reading_bar(corpus: Iterable[Document]) -> tqdm:

@@ -33,8 +33,8 @@ class MasksConfig:
     """Show which words of a text are masked, with which boundaries and targets."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT [TEXT …]")] = ()
-    """Texts to mask; - reads them from standard input, one a line. The schemes entities and noun_phrases want spans marked
-    in the text: "[[New York]] is large"."""
+    """Texts to mask; - reads them from standard input, one a line. The schemes entities and noun_phrases, and --words annotated,
+    want spans marked in the text: "[[New York]] is large", "[[北京]][[大学]]在[[海淀区]]"."""
     tokenizer: Path | None = None
     """Tokenizer folder, vocab.txt or tokenizer.json (left out: the bundled one), or a folder that
     `spanbert prepare` wrote, whose token frequencies random tokens are then drawn from."""
@@ -70,7 +70,8 @@ def run_masks(config: MasksConfig) -> None:
         draws += draw_masks(text, tokenizer, masker, config, name)
     if not any(draw.targets for draw in draws):
         raise UserError("there is nothing to mask: the text holds no word that the tokenizer knows")
-    about = f"scheme {config.mask.scheme}, seed {config.seed}; {note}"
+    of_words = ", words as annotated" if config.mask.words == "annotated" else ""
+    about = f"scheme {config.mask.scheme}{of_words}, seed {config.seed}; {note}"
     if config.html is None:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(render(draws, about, colour))
@@ -134,11 +135,12 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
     """Every draw of every block of one text. A block's number within its text is its sequence index, so that a text's
     masks do not depend on the others given."""
     marked: list[tuple[int, int]] = []
-    is_linguistic = config.mask.scheme in ("entities", "noun_phrases")
-    if is_linguistic:
+    needs_spans = config.mask.needs_spans
+    if needs_spans:
         text, marked = take_marked(text)
         if not marked:
-            raise UserError(f'scheme {config.mask.scheme} needs spans: mark them in the text, "[[New York]] is large"')
+            what = "--words annotated" if config.mask.words == "annotated" else f"scheme {config.mask.scheme}"
+            raise UserError(f'{what} needs spans: mark them in the text, "[[New York]] is large"')
     ids, offsets = tokenizer.encode(text)
     room = config.block_length - 2
     draws = []
@@ -148,7 +150,7 @@ def draw_masks(text: str, tokenizer: Tokenizer, masker: Masker, config: MasksCon
         flat_ids = packed.input_ids_T
         inside = [np.flatnonzero((places[:, 0] < end) & (places[:, 1] > start)) for start, end in marked]
         pairs = np.array([(at[0], at[-1] + 1) for at in inside if len(at)], np.int64).reshape(-1, 2)
-        spans = [pairs] if is_linguistic else None
+        spans = [pairs] if needs_spans else None
         for epoch in range(config.draws):
             batch = masker.mask(packed, epoch=epoch, indices=np.array([index]), spans=spans)
             title = name + f"tokens {begin + 1}–{begin + len(block)}, " * (len(ids) > room) + f"draw {epoch + 1}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from pretrain.masking.counter_rng import draw, sequence_keys, stream, unit
 from pretrain.masking.span_sampler import SpanRule, choose_spans, list_spans
-from pretrain.masking.word_sampler import Units, choose_words, either, find_words
+from pretrain.masking.word_sampler import Units, choose_words, either, find_words, inside_spans
 from spanbert.errors import UserError
 from spanbert.model.batch import MaskedBatch, PackedBatch, Targets
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -32,6 +32,9 @@ class MaskConfig:
     scheme: Literal["geometric", "whole_word", "subword", "mixed", "entities", "noun_phrases"] = "geometric"
     """What is masked: spans of geometric length, single words, single tokens, one half of the sequences as geometric and the
     other as subword (drawn anew each epoch), or the spans of a tagger's sidecar."""
+    words: Literal["tokenizer", "annotated"] = "tokenizer"
+    """What a word is to geometric, whole_word and mixed: the tokenizer's (each Chinese character is one), or the corpus's span
+    annotations, such as `spanbert segment` writes, with the tokenizer's words between them."""
     mask_share: float = 0.15
     """Share of a sequence's tokens that become targets."""
     geometric_p: float = 0.2
@@ -50,12 +53,21 @@ class MaskConfig:
             raise UserError(f"mask share {self.mask_share}: expected a number between 0 and 1, such as 0.15.")
         if not 0.0 < self.geometric_p < 1.0:
             raise UserError(f"geometric p {self.geometric_p}: expected a number between 0 and 1, such as 0.2.")
-        for name in ("scheme", "budget", "replacement"):
+        for name in ("scheme", "words", "budget", "replacement"):
             known = typing.get_args(typing.get_type_hints(MaskConfig)[name])
             if getattr(self, name) not in known:
                 raise UserError(f"mask {name} {getattr(self, name)!r}: expected one of {', '.join(known)}.")
+        if self.words == "annotated" and self.scheme not in ("geometric", "whole_word", "mixed"):
+            raise UserError(
+                f"mask words annotated: scheme {self.scheme} does not mask by words; expected geometric, whole_word or mixed."
+            )
         if self.max_span_words < 1:
             raise UserError(f"longest span {self.max_span_words} words: expected at least 1.")
+
+    @property
+    def needs_spans(self) -> bool:
+        """Whether the sequences' span annotations are asked for."""
+        return self.scheme in ("entities", "noun_phrases") or self.words == "annotated"
 
 
 class Masker:
@@ -133,8 +145,8 @@ class Masker:
         """Mask B sequences, each with its [CLS] and [SEP].
 
         packed stays as it is; epoch is one number or (B,) numbers, indices (B,) the numbers of the sequences in the corpus. spans, for the schemes `entities` and
-        `noun_phrases`: for each sequence its (n, 2) token spans [start, end), counted without [CLS].
-        Raises UserError when such a scheme gets no spans or one outside its sequence, and ValueError when a sequence
+        `noun_phrases` and for annotated words: for each sequence its (n, 2) token spans [start, end), counted without [CLS].
+        Raises UserError when these get no spans or one outside its sequence, and ValueError when a sequence
         has no room for two specials or the numbers of sequences and indices differ.
         """
         cu_seqlens = packed.cu_seqlens
@@ -143,7 +155,19 @@ class Masker:
         input_ids = packed.input_ids_T.copy()
         keys = sequence_keys(self.seed, epoch, indices)
         scheme = self.config.scheme
-        words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special)
+        if not self.config.needs_spans:
+            spans = None
+        elif spans is None:
+            what = (
+                "mask words annotated needs"
+                if self.config.words == "annotated"
+                else f"scheme {scheme} needs a tagger's"
+            )
+            raise UserError(
+                f"{what} spans, which the data lacks: prepare the corpus with a sidecar of them, --spans (a stream has none)."
+            )
+        goes_on = inside_spans(cu_seqlens, spans) if spans is not None and self.config.words == "annotated" else None
+        words = find_words(input_ids, cu_seqlens, self._starts_unit, self._special, goes_on)
         budget = np.ceil(self.config.mask_share * words.tokens).astype(np.int64)
         if scheme in ("subword", "whole_word"):
             units = choose_words(words, budget, keys, self._rule.cut_mid_word)
@@ -155,11 +179,7 @@ class Masker:
             units = either(takes_spans, choose_spans(words, budget, keys, self._rule, None), by_token)
         else:
             listed = None
-            if scheme in ("entities", "noun_phrases"):
-                if spans is None:
-                    raise UserError(
-                        f"scheme {scheme} needs a tagger's spans: prepare the corpus with a sidecar of spans."
-                    )
+            if spans is not None and goes_on is None:
                 listed = list_spans(words, cu_seqlens, keys, spans)
             units = choose_spans(words, budget, keys, self._rule, listed)
         return self._corrupt(packed._replace(input_ids_T=input_ids), keys, units)

@@ -28,8 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.masking.counter_rng import below, draw, stream, unit
-from pretrain.masking.word_sampler import Units, Words
-from spanbert.errors import UserError
+from pretrain.masking.word_sampler import Units, Words, flat_spans
 
 # purposes of the streams that place spans
 LENGTH, START, KIND, LISTED_ORDER = range(4)
@@ -232,21 +231,10 @@ def list_spans(words: Words, cu_seqlens: np.ndarray, keys_B: np.ndarray, spans: 
     A span that begins or ends inside a word is widened to the whole word.
     Raises UserError for a span that is empty or outside its sequence.
     """
-    count_B = np.array([len(pairs) for pairs in spans], np.int64)
-    cu = np.concatenate([[0], np.cumsum(count_B)])
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *spans])
-    sequence = np.repeat(np.arange(len(count_B)), count_B)
-    tokens = np.diff(cu_seqlens)[sequence] - 2
-    is_wrong = (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > tokens)
-    if is_wrong.any():
-        wrong = int(is_wrong.argmax())
-        raise UserError(
-            f"span {pairs[wrong].tolist()} is empty or outside its sequence of {tokens[wrong]} tokens: "
-            "prepare the corpus again with the sidecar that belongs to it."
-        )
-    content = cu_seqlens[:-1][sequence] + 1
-    begin = words.of_token[content + pairs[:, 0]]
-    end = words.of_token[content + pairs[:, 1] - 1] + 1
+    pairs, sequence = flat_spans(cu_seqlens, spans)
+    cu = np.concatenate([[0], np.cumsum([len(of_one) for of_one in spans], dtype=np.int64)])
+    begin = words.of_token[pairs[:, 0]]
+    end = words.of_token[pairs[:, 1] - 1] + 1
     # one number to sort by: the sequence, 24 random bits, the span's place in its list (up to 2^20 of either)
     place = np.arange(len(pairs)) - cu[:-1][sequence]
     bits = draw(stream(keys_B, LISTED_ORDER)[sequence], place) >> np.uint64(40)

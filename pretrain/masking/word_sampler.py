@@ -1,10 +1,12 @@
 """The words of a packed batch, and choosing single words or tokens among them to mask."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pretrain.masking.counter_rng import draw, stream
+from spanbert.errors import UserError
 
 # purpose of the stream that orders words; those that place spans are numbered in span_sampler.py
 UNIT_ORDER = 8
@@ -29,14 +31,52 @@ class Units(NamedTuple):
     sequence: np.ndarray  # (U,) int64, 0 … B - 1
 
 
-def find_words(ids_T: np.ndarray, cu_seqlens: np.ndarray, starts_word_V: np.ndarray, special_V: np.ndarray) -> Words:
-    """Word boundaries from ids alone. The first and last token of each sequence are unmaskable whatever they are."""
+def flat_spans(cu_seqlens: np.ndarray, spans: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Each sequence's token spans, (n, 2) counted without [CLS], as packed tokens (N, 2), and the sequence of each (N,).
+
+    Raises UserError for a span that is empty or outside its sequence.
+    """
+    sequence = np.repeat(np.arange(len(spans)), [len(pairs) for pairs in spans])
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *spans])
+    tokens = np.diff(cu_seqlens)[sequence] - 2
+    is_wrong = (pairs[:, 0] < 0) | (pairs[:, 0] >= pairs[:, 1]) | (pairs[:, 1] > tokens)
+    if is_wrong.any():
+        wrong = int(is_wrong.argmax())
+        raise UserError(
+            f"span {pairs[wrong].tolist()} is empty or outside its sequence of {tokens[wrong]} tokens: "
+            "prepare the corpus again with the sidecar that belongs to it."
+        )
+    return pairs + cu_seqlens[:-1][sequence, None] + 1, sequence
+
+
+def inside_spans(cu_seqlens: np.ndarray, spans: Sequence[np.ndarray]) -> np.ndarray:
+    """(T,) bool: whether a token lies in a span and is not its first, and so goes on with an annotated word."""
+    pairs, _ = flat_spans(cu_seqlens, spans)
+    total = int(cu_seqlens[-1])
+    opened = np.bincount(pairs[:, 0] + 1, minlength=total + 1)
+    return np.cumsum(opened - np.bincount(pairs[:, 1], minlength=total + 1))[:total] > 0
+
+
+def find_words(
+    ids_T: np.ndarray,
+    cu_seqlens: np.ndarray,
+    starts_word_V: np.ndarray,
+    special_V: np.ndarray,
+    goes_on_T: np.ndarray | None = None,
+) -> Words:
+    """Word boundaries from ids, and where given from annotated words: tokens that go on with one (`inside_spans`).
+
+    An annotated word has all of the tokenizer's words that it touches; a special token in it ends it. The first and last
+    token of each sequence are unmaskable whatever they are.
+    """
     total, edges = len(ids_T), cu_seqlens.astype(np.int64)
     special_T = special_V[ids_T]
     special_T[edges[:-1]] = True
     special_T[edges[1:] - 1] = True
     special = np.flatnonzero(special_T)
     starts_T = starts_word_V[ids_T]
+    if goes_on_T is not None:
+        starts_T &= ~goes_on_T
     starts_T |= special_T
     starts_T[1:] |= special_T[:-1]  # a block may begin in the middle of a word: the rest of it is a word here
     of_token = np.empty(total + 1, np.int32)

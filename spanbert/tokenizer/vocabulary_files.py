@@ -36,12 +36,16 @@ class AddedToken:
 
 @dataclass
 class TokenizerFiles:
-    """What a tokenizer's files say. settings: arguments of `Tokenizer`. notes: what is odd about them."""
+    """What a tokenizer's files say. settings: arguments of `Tokenizer`. notes: what is odd about them.
+
+    guess: why the text is lower-cased, where the files do not say that it is to be.
+    """
 
     path: Path
     vocabulary: dict[str, int]
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    guess: str | None = None
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles:
@@ -105,6 +109,11 @@ def _read_vocab_txt(path: Path, config: dict[str, Any]) -> TokenizerFiles:
     if lowercase is None:  # names in brackets ([CLS], <S>) say nothing about the words
         words = (token for token in files.vocabulary if not token.startswith(("[", "<")))
         lowercase = not any(c != c.lower() for token in words for c in token)
+        if lowercase:
+            files.guess = (
+                f"{path} does not say whether it is cased, and none of its words has an upper-case letter: text is lower-cased "
+                'and its accents are stripped; a tokenizer_config.json beside it with {"do_lower_case": false} keeps both'
+            )
     files.settings |= {
         "lowercase": lowercase,
         "strip_accents": config.get("strip_accents"),

@@ -141,6 +141,8 @@ class Tokenizer:
         files = read_tokenizer(Path(path))
         if lowercase is not None:
             files.settings["lowercase"] = lowercase
+        elif files.guess is not None:
+            files.notes.append(files.guess)
         for line in files.notes:
             note(line)
         return cls(files.vocabulary, source=str(files.path), **files.settings)

@@ -331,3 +331,98 @@ def test_impossible_requests(content, changes, message, configure, tmp_path):
     with pytest.raises(UserError, match=message):
         run_prepare(configure(inputs=(str(path),), **changes))
     assert not configure().output.exists() and not list(tmp_path.glob(".*"))
+
+
+# --- by input ----------------------------------------------------------------------------------------------------
+
+
+def three_languages(folder: Path) -> tuple[str, ...]:
+    """English in two files of a folder, Chinese, and Russian, whose letters the test's tokenizer lacks; some empty documents."""
+    (folder / "en").mkdir()
+    (folder / "en/a.txt").write_text("human dignity\n\nborn free")
+    (folder / "en/b.jsonl").write_text(json.dumps({"text": "equal rights"}) + "\n" + json.dumps({"text": " "}) + "\n")
+    (folder / "zh.txt").write_text("人权 人权\n\n人", encoding="utf-8")
+    (folder / "ru.txt").write_text("жжж щ дж", encoding="utf-8")
+    return tuple(str(folder / name) for name in ("en", "zh.txt", "ru.txt"))
+
+
+def test_the_report_tells_the_inputs_apart(configure, tmp_path, tokenizer_folder, capsys, monkeypatch):
+    """Three scripts, a shard each document: a vocabulary that lacks one of them was an average over all."""
+    monkeypatch.setattr("pretrain.data.prepare.SHARD_CHARACTERS", 1)
+    config = configure(inputs=three_languages(tmp_path), validation_share=0.0)
+    run_prepare(config)
+    report = json.loads((config.output / "prepare.json").read_text())["report"]
+    rows = {Path(row["input"]).name: row for row in report["by_input"]}
+    assert list(rows) == ["en", "zh.txt", "ru.txt"]
+    assert [row["documents"] for row in rows.values()] == [4, 2, 1] and report["documents"] == 7
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    for name, texts in {
+        "en": ["human dignity", "born free", "equal rights"],
+        "zh.txt": ["人权 人权", "人"],
+        "ru.txt": ["жжж щ дж"],
+    }.items():
+        ids = [tokenizer.encode(text).ids for text in texts]
+        tokens, words = sum(map(len, ids)), sum(tokenizer.starts_word[i].sum() for i in ids)
+        characters = sum(len("".join(text.split())) for text in texts)
+        assert (rows[name]["tokens"], rows[name]["words"], rows[name]["characters"]) == (tokens, words, characters)
+        assert rows[name]["tokens_per_word"] == round(tokens / words, 4)
+        assert rows[name]["tokens_per_character"] == round(tokens / characters, 4)
+    assert rows["en"]["unknown_rate"] == rows["zh.txt"]["unknown_rate"] == 0 and rows["ru.txt"]["unknown_rate"] == 1
+    assert rows["ru.txt"]["unknown_characters"] == {"ж": 4, "д": 1, "щ": 1}
+    assert sum(row["tokens"] for row in rows.values()) == report["tokens"]
+    printed = capsys.readouterr().out
+    assert "commonest unknown characters of " + config.inputs[2] + ": ж д щ" in printed
+    assert f"warning: 100.0% of tokens of {config.inputs[2]} are [UNK]" in printed
+
+
+def test_counts_by_input_survive_an_interruption(configure, tmp_path, monkeypatch):
+    """Counted in the shards: those of an interrupted preparation count for the inputs they are from."""
+    monkeypatch.setattr("pretrain.data.prepare.SHARD_CHARACTERS", 1)
+    inputs = three_languages(tmp_path)
+    whole = configure(inputs=inputs, output=tmp_path / "whole")
+    run_prepare(whole)
+    write, written = shards.ShardWriter.write, []
+
+    def interrupt(self, shard):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(shard.number)
+        write(self, shard)
+
+    monkeypatch.setattr(shards.ShardWriter, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_prepare(configure(inputs=inputs))
+    files = (*(str(path) for path in sorted((tmp_path / "en").iterdir())), *inputs[1:])
+    with pytest.raises(UserError, match=r"other settings \(counted by\)"):
+        run_prepare(configure(inputs=files))  # the same text, but its shards were counted by other inputs
+    monkeypatch.setattr(shards.ShardWriter, "write", write)
+    run_prepare(configure(inputs=inputs))
+    assert content_of(tmp_path / "out") == content_of(whole.output)
+    reports = [json.loads((tmp_path / name / "prepare.json").read_text())["report"] for name in ("out", "whole")]
+    assert reports[0] == reports[1]
+
+
+def test_an_interrupted_preparation_of_the_version_before_is_made_again(configure, tmp_path, capsys, monkeypatch):
+    """Its shards lack the counts by input. A finished corpus of that version, which is the same blocks, is taken as it is."""
+    config = configure(inputs=three_languages(tmp_path), overwrite=False)
+    run_prepare(config)
+    record = json.loads((config.output / "prepare.json").read_text())
+    work = tmp_path / ".out.preparing"
+    work.mkdir()
+    of_before = {key: value for key, value in record.items() if key not in ("report", "files")}
+    (work / "settings.json").write_text(json.dumps(of_before))
+    (work / "shard-000000.json").write_text(
+        json.dumps({"counts": {"words": 1, "tokens": 1, "unknown": 0}, "files": {}})
+    )
+    for key in ("by_input", "characters", "tokens_per_character"):
+        del record["report"][key]
+    (config.output / "prepare.json").write_text(json.dumps(record))
+    run_prepare(config)
+    assert "nothing to do" in capsys.readouterr().out
+    assert len(Blocks.open(config.output, "train")) > 0
+    work.mkdir(exist_ok=True)
+    (work / "settings.json").write_text(json.dumps(of_before))
+    (config.output).rename(tmp_path / "aside")
+    run_prepare(config)
+    assert "of an earlier version, whose shards lack counts" in capsys.readouterr().err
+    assert content_of(config.output) == content_of(tmp_path / "aside")

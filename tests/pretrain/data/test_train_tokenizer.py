@@ -1,6 +1,7 @@
 """Training a vocabulary: deterministic, on a seeded sample, with every frequent character in it."""
 
 import dataclasses
+import random
 import subprocess
 import sys
 
@@ -78,12 +79,68 @@ def test_training_is_deterministic_in_new_processes(corpus_file, tmp_path):
 
 def test_sample_is_seeded_uniform_and_bounded():
     corpus = [Document(i, 0, f"{i:04d}" + "x" * 996, 0) for i in range(1000)]
-    first, seen = sample_documents(corpus, 0.2, seed=0)
-    assert seen == 1_000_000 and len(first) == 200
-    assert first == sorted(first) and first == sample_documents(corpus, 0.2, seed=0)[0]
-    assert first != sample_documents(corpus, 0.2, seed=1)[0]
+    first, read, taken = sample_documents(corpus, 0.2, seed=0)
+    assert read == {0: 1_000_000} and taken == {0: 200_000} and len(first) == 200
+    assert first == sorted(first) and first == sample_documents(corpus, 0.2, seed=0).texts
+    assert first != sample_documents(corpus, 0.2, seed=1).texts
     assert abs(np.mean([int(text[:4]) for text in first]) - 499.5) < 4 * 288.7 / 200**0.5
-    assert sample_documents(corpus, 0, seed=0)[0] == [document.text for document in corpus]
+    assert sample_documents(corpus, 0, seed=0).texts == [document.text for document in corpus]
+
+
+def three_scripts() -> list[Document]:
+    """4,000 English documents, 400 Russian ones and 40 Chinese ones, 100 bytes each, in one input each."""
+    texts = ["x" * 100] * 4000 + ["ж" * 50] * 400 + ["中" * 33 + "."] * 40
+    return [Document(i, 0, text, 0, (i >= 4000) + (i >= 4400)) for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("limit_mb", [0.01, 0])
+@pytest.mark.parametrize("smoothing", [0.7, 0.3, 0.0])
+def test_smoothed_shares_of_three_languages(smoothing, limit_mb):
+    """The shares are p^smoothing, whether the limit or the smallest input decides how large the sample is; no text twice."""
+    texts, read, taken = sample_documents(three_scripts(), limit_mb, 0, smoothing)
+    assert read == {0: 400_000, 1: 40_000, 2: 4_000}
+    expected = np.array([100.0, 10.0, 1.0]) ** smoothing
+    total = sum(taken.values())
+    shares = np.array([taken[number] for number in range(3)]) / total
+    assert np.abs(shares - expected / expected.sum()).max() < 3 * 100 / total  # an input's last document may not fit
+    scarce = 4_000 * expected.sum() / expected[2]
+    assert total == pytest.approx(min(limit_mb * 1e6 or np.inf, scarce), abs=300)
+    assert texts.count("中" * 33 + ".") * 100 == taken[2] <= read[2]
+
+
+def test_smoothing_keeps_a_small_languages_characters(tmp_path, capsys):
+    """A hundredth of the text in Chinese and in Russian: the sample of the text as it is had hardly any of it."""
+    chance = random.Random(0)
+    alphabets = {"en": "abcdefghij", "ru": "бвгджзклмн", "zh": "中文人大小山水日月火"}
+    for (name, letters), number in zip(alphabets.items(), (3000, 30, 30), strict=True):
+        documents = ["".join(chance.choice(letters) for _ in range(90)) for _ in range(number)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    inputs = tuple(str(tmp_path / f"{name}.txt") for name in alphabets)
+    known = {}
+    for smoothing in (1.0, 0.3):
+        config = TrainTokenizerConfig(inputs, tmp_path / "tok", 120, sample_mb=0.004, smoothing=smoothing)
+        run_train_tokenizer(config)
+        tokenizer = Tokenizer.load(tmp_path / "tok")
+        known[smoothing] = {
+            name: sum(tokenizer.id(letter) is not None for letter in letters) for name, letters in alphabets.items()
+        }
+    assert known[0.3] == dict.fromkeys(alphabets, 10)
+    assert known[1.0]["en"] == 10 and known[1.0]["ru"] + known[1.0]["zh"] < 20
+    rows = [line for line in capsys.readouterr().out.splitlines() if "zh.txt: " in line]
+    of_all = f"({30 * 90 * 3 / (3000 * 90 + 30 * 90 * (2 + 3)):.1%})"  # bytes of UTF-8
+    assert len(rows) == 2 and rows[0] != rows[1] and all(row.endswith(of_all) for row in rows)
+
+
+def test_smoothing_wants_several_inputs_with_text(tmp_path):
+    (tmp_path / "one.txt").write_text("\n \n")
+    (tmp_path / "two.txt").write_text("")
+    inputs = tuple(str(tmp_path / name) for name in ("one.txt", "two.txt"))
+    with pytest.raises(UserError, match="and there is one: name a file or folder for each language"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs[:1], tmp_path / "tok", smoothing=0.7))
+    with pytest.raises(UserError, match="no text found"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs, tmp_path / "tok", smoothing=0.7))
+    with pytest.raises(UserError, match=r"smoothing is 1\.5: expected 0 to 1"):
+        run_train_tokenizer(TrainTokenizerConfig(inputs, tmp_path / "tok", smoothing=1.5))
 
 
 def test_every_frequent_character_is_in_the_vocabulary():

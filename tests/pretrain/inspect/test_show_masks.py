@@ -60,6 +60,23 @@ def test_a_target_knows_its_boundaries_and_position(tokenizer_folder):
             assert (target.seen == target.token) == (target.stand_in == "kept")
 
 
+def test_marked_words_are_masked_whole(tokenizer_folder, capsys):
+    """漢字 is one word of two tokens where it is marked as one, and two words where it is not."""
+    texts = ("the [[漢字]] said",)
+    runs = {}
+    for words in ("annotated", "tokenizer"):
+        mask = MaskConfig(scheme="whole_word", words=words, mask_share=0.4)
+        text = texts if words == "annotated" else ("the 漢字 said",)
+        config = MasksConfig(texts=text, tokenizer=tokenizer_folder, draws=40, mask=mask)
+        runs[words] = {tuple(target.token for target in draw.targets) for draw in shown(config)}
+    assert {found for found in runs["annotated"] if set("漢字") & set(found)} == {("漢", "字")}
+    assert {("the", "漢"), ("字", "said")} <= runs["tokenizer"]
+    run_masks(MasksConfig(texts=texts, tokenizer=tokenizer_folder, mask=MaskConfig(words="annotated")))
+    assert "scheme geometric, words as annotated" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--words annotated needs spans: mark them"):
+        run_masks(MasksConfig(texts=("the 漢字",), tokenizer=tokenizer_folder, mask=MaskConfig(words="annotated")))
+
+
 def test_all_three_stand_ins_are_shown(tokenizer_folder):
     draws = shown(MasksConfig(texts=(TEXT,), tokenizer=tokenizer_folder, draws=60))
     assert {target.stand_in for draw in draws for target in draw.targets} == {"mask", "random", "kept"}

@@ -379,3 +379,68 @@ def test_a_choice_that_does_not_exist_is_refused(change):
     """The command line checks its choices; a config made in Python with a misspelt scheme masked geometric spans."""
     with pytest.raises(UserError, match="expected one of"):
         MaskConfig(**change)
+
+
+# --- annotated words ---------------------------------------------------------------------------------------------
+
+
+def annotate(ids, cu_seqlens):
+    """The same words as annotations: no id continues a word any more, and spans hold those of several tokens."""
+    starts = word_starts(ids, cu_seqlens)
+    starts[cu_seqlens[1:] - 1] = True
+    flat = np.where(ids >= FIRST_CONTINUATION, ids - FIRST_CONTINUATION + 5, ids)
+    spans = []
+    for begin, end in zip(cu_seqlens[:-1] + 1, cu_seqlens[1:] - 1, strict=True):
+        edges = np.append(np.flatnonzero(starts[begin:end]), end - begin)
+        pairs = np.stack([edges[:-1], edges[1:]], axis=1)
+        spans.append(pairs[np.diff(edges) > 1].astype(np.int32))
+    return flat, spans
+
+
+@pytest.mark.parametrize("budget", ["whole_words", "reference"])
+@pytest.mark.parametrize("scheme", ["geometric", "whole_word", "mixed"])
+def test_annotated_words_are_masked_as_the_tokenizers_are(scheme, budget):
+    """Token for token: it makes no difference whether ids or annotations say where words begin."""
+    ids, cu_seqlens = make_batch(MIXED[:2000], PIECES)
+    flat, spans = annotate(ids, cu_seqlens)
+    options = {"epoch": 1, "indices": np.arange(2000)}
+    expected = make_masker(scheme=scheme, budget=budget).mask(PackedBatch.of(ids, cu_seqlens), **options)
+    annotated = make_masker(scheme=scheme, budget=budget, words="annotated")
+    masked = annotated.mask(PackedBatch.of(flat, cu_seqlens), spans=spans, **options)
+    assert (masked.targets.positions_M == expected.targets.positions_M).all()
+    assert (masked.targets.span_M == expected.targets.span_M).all()
+    characters = make_masker(scheme=scheme, budget=budget).mask(
+        PackedBatch.of(flat, cu_seqlens), spans=spans, **options
+    )
+    assert (
+        len(masked.targets.positions_M) != len(characters.targets.positions_M)
+        or (masked.targets.positions_M != characters.targets.positions_M).any()
+    )
+
+
+def test_an_annotation_takes_the_whole_words_it_touches_and_no_special():
+    """Tokens: a ##a b ##b ##b [UNK] c d; annotations from ##a to b, and from [UNK] to c."""
+    ids = np.array([CLS, 10, 2010, 11, 2011, 2012, UNK, 12, 13, SEP])
+    masker = make_masker(scheme="whole_word", words="annotated", mask_share=0.01, replacement="uniform")
+    seen = set()
+    for epoch in range(60):
+        spans = [np.array([[1, 3], [5, 7]])]
+        batch = masker.mask(PackedBatch.of(ids, np.array([0, 10])), epoch=epoch, indices=np.array([0]), spans=spans)
+        seen.add(tuple(batch.targets.positions_M))
+    assert seen == {(1, 2, 3, 4, 5), (7,), (8,)}
+
+
+def test_annotated_words_want_annotations():
+    batch, options = (
+        PackedBatch.of(np.array([CLS, 10, 11, SEP]), np.array([0, 4])),
+        {"epoch": 0, "indices": np.array([0])},
+    )
+    with pytest.raises(UserError, match=r"words annotated needs spans, .*--spans"):
+        make_masker(words="annotated").mask(batch, **options)
+    with pytest.raises(UserError, match=r"span \[1, 3\] is empty or outside its sequence of 2 tokens"):
+        make_masker(words="annotated").mask(batch, spans=[np.array([[1, 3]])], **options)
+    for scheme in ("subword", "entities", "noun_phrases"):
+        with pytest.raises(UserError, match=f"scheme {scheme} does not mask by words"):
+            MaskConfig(scheme=scheme, words="annotated")
+    with pytest.raises(UserError, match="mask words 'characters': expected one of tokenizer, annotated"):
+        MaskConfig(words="characters")

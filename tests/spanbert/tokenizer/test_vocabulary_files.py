@@ -159,6 +159,46 @@ def test_a_bare_chinese_vocabulary_is_not_cased(tmp_path):
     assert one.lowercase and np.array_equal(one.encode_ids("中CANAL"), [one.id("中"), one.id("canal")])
 
 
+CHINESE = [
+    "[PAD]", *(f"[unused{i}]" for i in range(1, 4)), *SPECIAL_TOKENS[1:], "<S>", "<T>", *"!.，。0123", "的", "了", "在", "公", "司", "布",
+    "發", "爾", "年", *"adeilpｂ", "apple", "ipad", "2010", "##司", "##的", *(f"##{c}" for c in "adeilpｂｃ"),
+]  # fmt: skip
+CHINESE_TEXTS = ["Apple公司在 2010年發布了iPad。", "ＢＣ的公司！", "Adélaïde 皮爾", "a的b", "司\u3000了\n在"]
+
+
+def test_a_bare_chinese_vocabulary_is_read_as_bert_reads_it(tmp_path, capsys):
+    """Lower-cased, each character a word, as with the settings that bert-base-chinese has beside it; the guess is said once."""
+    for name in ("bare", "with settings"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text("\n".join(CHINESE) + "\n", encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "tokenize_chinese_chars": True}
+    (tmp_path / "with settings/tokenizer_config.json").write_text(json.dumps(settings))
+    bare = Tokenizer.load(tmp_path / "bare/vocab.txt")
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path / "with settings"))
+    for text in CHINESE_TEXTS:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert bare.encode_ids(text).tolist() == bare.encode(text).ids.tolist() == ids, text
+    assert [bare.token(i) for i in bare.encode_ids("Apple公司 IPAD")] == ["apple", "公", "司", "ipad"]
+    Tokenizer.load(tmp_path / "bare/vocab.txt")
+    said = capsys.readouterr().err
+    assert said.count("does not say whether it is cased") == 1 and said.count("bare/vocab.txt") == 1
+    assert Tokenizer.load(tmp_path / "with settings").fingerprint == bare.fingerprint
+
+
+def test_a_guess_is_said_only_where_nobody_decided(tmp_path, capsys):
+    """Not for a folder with settings, nor where the command line says it, nor where an upper-case letter proves it."""
+    (tmp_path / "vocab.txt").write_text("\n".join(CHINESE) + "\n", encoding="utf-8")
+    cased = Tokenizer.load(tmp_path / "vocab.txt", lowercase=False)
+    assert cased.unk_id in cased.encode_ids("Apple")
+    assert Tokenizer.load(tmp_path / "vocab.txt", lowercase=True).lowercase
+    (tmp_path / "vocab.txt").write_text("\n".join([*CHINESE, "Apple"]) + "\n", encoding="utf-8")
+    assert not Tokenizer.load(tmp_path / "vocab.txt").lowercase
+    (tmp_path / "vocab.txt").write_text("\n".join(CHINESE) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert Tokenizer.load(tmp_path / "vocab.txt").lowercase
+    assert "upper-case" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -17,7 +17,7 @@ from finetune.tasks.qa.decode import (
 from finetune.tasks.qa.encode import encode_with_texts
 from finetune.tasks.qa.features import TextQuestionSet, WindowConfig
 from finetune.tasks.qa.records import Paragraph, Question
-from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.tokenizer.wordpiece import SPECIAL_TOKENS, Tokenizer
 
 Logits = list[np.ndarray]
 
@@ -211,3 +211,35 @@ def test_every_label_decodes_to_its_answer(tokenizer: Tokenizer, form: str, lowe
         decoded = decode_question(questions, question, [np.stack([start, end])], DecodeConfig(), null_allowed=False)
         best = decoded.candidates[0]
         assert (best.text, best.start, best.end) == (gold, places[question], places[question] + len(gold))
+
+
+CHINESE = (
+    "一八九八年創辦的京師大學堂，是北京大學的前身；𠮷野家ω-force，" * 2
+    + "蔡元培於1917年任校長，主張「兼容並包」，café也在𠮷野家旁。"
+)
+
+
+@pytest.mark.parametrize("answer", ["一八九八年", "1917年", "「兼容並包」", "café", "𠮷野家旁", "蔡元培"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_chinese_answer_is_that_stretch_of_the_text(answer: str, lowercase: bool) -> None:
+    """Without a space in sight, in several windows, after characters beyond the basic plane: not one character more or less."""
+    characters = sorted(set(CHINESE) | {"e"})  # é without its accent
+    tokens = [*SPECIAL_TOKENS, *characters, *(f"##{c}" for c in characters)]
+    tokenizer = Tokenizer({token: number for number, token in enumerate(tokens)}, lowercase=lowercase)
+    start = CHINESE.rindex(answer)
+    span = (start, start + len(answer))
+    paragraphs = [Paragraph("北大", 0, CHINESE, (Question("q", "何時？", (answer,), (span,)),))]
+    questions = encode_with_texts(paragraphs, tokenizer, WindowConfig(32, 12, 8), lambda *_: pytest.fail("malformed"))
+    first, last = (int(token) for token in questions.questions.answer_Q2[0])
+    skip = int(questions.questions.texts.lengths[0]) + 2  # [CLS] question [SEP]
+    logits = [np.zeros((2, length), np.float32) for length in questions.lengths]
+    windows = questions.windows
+    for window, (begin, count) in enumerate(zip(windows.first_W.tolist(), windows.count_W.tolist(), strict=True)):
+        for row, token in enumerate((first, last)):
+            if begin <= token < begin + count:
+                logits[window][row, skip + token - begin] = 10
+    assert len(logits) > 2
+    best = decode(questions, logits, max_answer=last - first + 1)[0].candidates[0]
+    assert (best.text, best.start, best.end) == (answer, *span)
+    if last > first:  # --max-answer counts tokens, which in Chinese are characters
+        assert decode(questions, logits, max_answer=last - first)[0].candidates[0].text != answer
