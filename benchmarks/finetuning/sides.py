@@ -71,8 +71,10 @@ class TheirSide:
     def __init__(self, work: Work):
         self.work = work
         peer = PEERS[work.task.model]
-        self.model = peer.model.from_pretrained(work.folder, attn_implementation=work.attention, **NO_DROPOUT).train()
-        self.collate = peer.collator(transformers.BertTokenizerFast.from_pretrained(work.folder))
+        options: dict[str, Any] = {"attn_implementation": work.attention, **NO_DROPOUT}
+        self.model = peer.model.from_pretrained(work.folder, **options).train()
+        words = transformers.BertTokenizerFast  # type: ignore[attr-defined]  # made when it is asked for
+        self.collate = peer.collator(words.from_pretrained(work.folder))
         self.optimizer = their_adamw(self.model, work.rates[0], work.config.weight_decay, fused=True)
         self.rows = [self._row(window) for window in range(len(work.features.lengths))]
 
