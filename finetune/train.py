@@ -22,7 +22,7 @@ from finetune.config import FinetuneConfig
 from finetune.epoch_draws import in_epoch, unit_of
 from finetune.evaluation_schedule import evaluates_after
 from finetune.prepare import Prepared, prepare
-from finetune.rehearsal import new_windows_of
+from finetune.rehearsal import Pull, new_windows_of
 from finetune.run import FinetuneRun, trained_parameters
 from finetune.seeds import run_seeds
 from finetune.task import Features, Task
@@ -32,7 +32,7 @@ from spanbert.training.console import output_may_fail
 from spanbert.training.optim import adamw, layer_rates, linear_schedule
 from spanbert.training.parallel import parallelise
 from spanbert.training.signals import Stopped, StopRequest, voted, votes
-from spanbert.training.step import OptimizerStep
+from spanbert.training.step import Loss, OptimizerStep
 
 
 @functools.lru_cache(maxsize=1)
@@ -96,6 +96,20 @@ def micro_batches(drawn: Sequence[Drawn], config: FinetuneConfig, group: Group) 
     return parts
 
 
+def loss_of(task: Task, group: Group, pull: Pull | None = None) -> Loss[MicroBatch]:
+    """The loss that ``OptimizerStep`` takes the gradient of: the task's, and the pull towards the old weights."""
+
+    def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
+        batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
+        total = task.loss(parallel(batch), labels, batch)
+        value = total / part.divisor
+        if pull is not None and part.pulls:
+            value = value + pull.penalty() / group.world
+        return value, total.detach().double() * math.isfinite(part.divisor)
+
+    return loss
+
+
 def run_finetune(task: Task, config: FinetuneConfig) -> None:
     """Train, evaluate, and leave OUTPUT/model. Raises UserError for anything that cannot be, before it trains."""
     config.check()
@@ -131,7 +145,7 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
         model, parallel, optimizer, group, precision=precision, clip_norm=config.clip_norm, seed=config.seed
     )
     windows = len(features.lengths)
-    rehearsal, pull = prepared.rehearsal, prepared.pull
+    rehearsal, loss = prepared.rehearsal, loss_of(task, group, prepared.pull)
     new_windows = new_windows_of(config.batch_size, rehearsal.share if rehearsal else 0.0)
     steps_per_epoch = -(-windows // new_windows)
     total_steps = config.epochs * steps_per_epoch
@@ -144,14 +158,6 @@ def train(run: FinetuneRun, prepared: Prepared, group: Group) -> None:
 
     def rate(step: int) -> float:
         return config.lr * linear_schedule(step / (total_steps + 1), config.warmup)
-
-    def loss(parallel: nn.Module, part: MicroBatch) -> tuple[Tensor, Tensor]:
-        batch, labels = part.packed.to(group.device), part.labels.to(group.device, non_blocking=True)
-        total = task.loss(parallel(batch), labels, batch)
-        value = total / part.divisor
-        if pull is not None and part.pulls:
-            value = value + pull.penalty() / group.world
-        return value, total.detach().double() * math.isfinite(part.divisor)
 
     if state.step == 0:
         run.score_before()

@@ -26,6 +26,7 @@ import transformers
 import tyro
 from tqdm import tqdm
 
+from benchmarks.finetuning.peers import NO_DROPOUT, Pair, learning_rates, their_adamw, worst
 from finetune.tasks.qa.encode import encode_questions
 from finetune.tasks.qa.features import QuestionSet, WindowConfig
 from finetune.tasks.qa.records import read_questions
@@ -37,9 +38,8 @@ from spanbert.device import describe
 from spanbert.files import write_atomic
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
-from spanbert.training.optim import adamw, clip_gradients, linear_schedule, set_learning_rate
+from spanbert.training.optim import adamw, clip_gradients, set_learning_rate
 
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CPU = torch.device("cpu")
 
 
@@ -59,19 +59,6 @@ class ParityConfig:
     tolerance: float = 1e-3
     json: Path | None = None
     """Also write the result here."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A step's mean loss in both."""
-
-    ours: float
-    theirs: float
-
-
-def learning_rates(peak: float, steps: int) -> list[float]:
-    """Linear warm-up over a tenth of the steps, then linear decay."""
-    return [peak * linear_schedule((step + 1) / (steps + 1), 0.1) for step in range(steps)]
 
 
 def train_ours(
@@ -104,12 +91,7 @@ def train_theirs(
     weight_decay: float = 0.01,
 ) -> Iterator[float]:
     """The losses of transformers' steps."""
-    plain = ("bias", "LayerNorm.weight")
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if not n.endswith(plain)], "weight_decay": weight_decay},
-        {"params": [p for n, p in model.named_parameters() if n.endswith(plain)], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rates[0])
+    optimizer = their_adamw(model, rates[0], weight_decay)
     labels_W2 = questions.labels_W2
     for windows, rate in zip(batches, rates, strict=True):
         for group in optimizer.param_groups:
@@ -160,11 +142,6 @@ def compare(
             pairs.append(Pair(left, right))
             bar.set_postfix_str(f"loss {left:.4f}, worst difference {worst(pairs):.1e}")
     return pairs
-
-
-def worst(pairs: list[Pair]) -> float:
-    """Largest difference of any step."""
-    return max(abs(pair.ours - pair.theirs) for pair in pairs)
 
 
 def main(config: ParityConfig) -> int:

@@ -85,11 +85,21 @@ class Layer(nn.Module):
         self.feed_forward_out = DropoutAddLayerNorm(config.intermediate_size, config)
 
     def forward(
-        self, x_TH: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str, seed: Tensor | int, plan: Any = None
+        self,
+        x_TH: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        backend: str,
+        seed: Tensor | int,
+        plan: Any = None,
+        wanted_N: Tensor | None = None,
     ) -> Tensor:
+        """→ (T, H); of ``wanted_N``, (N,) int64, only these tokens: (N, H). All of them are attended to either way."""
         qkv_T3HD = self.qkv(x_TH).view(x_TH.shape[0], 3, self.heads, -1)
         dropout_p = self.attention_dropout_p if self.training else 0.0
         context_THD = attention_of_projection(qkv_T3HD, cu_seqlens, max_seqlen, dropout_p, backend, seed, plan)
+        if wanted_N is not None:  # three quarters of a layer's products come after attention
+            context_THD, x_TH = context_THD[wanted_N], x_TH[wanted_N]
         x_TH = self.attention_out(context_THD.flatten(1), x_TH, backend, seed + 1)
         return self.feed_forward_out(self._intermediate(x_TH, backend), x_TH, backend, seed + 2)
 
@@ -141,8 +151,14 @@ class Encoder(nn.Module):
         max_seqlen: int,
         token_type_ids_T: Tensor | None = None,
         position_ids_T: Tensor | None = None,
+        *,
+        wanted_N: Tensor | None = None,
     ) -> Tensor:
-        """Packed token ids (T,) int64, cu_seqlens (B + 1,) int32 → hidden states (T, H)."""
+        """Packed token ids (T,) int64, cu_seqlens (B + 1,) int32 → hidden states (T, H).
+
+        wanted_N: (N,) int64, the tokens whose states a head looks at → (N, H), in this order: the last layer works for
+            them alone.
+        """
         if position_ids_T is None:
             position_ids_T = position_ids(cu_seqlens, input_ids_T.shape[0])
         seed = self.dropout_seed
@@ -151,7 +167,8 @@ class Encoder(nn.Module):
         x_TH = self.embeddings(input_ids_T, position_ids_T, token_type_ids_T, seed + 3 * len(self.layers))
         plan = attention_plan(x_TH, cu_seqlens, self.config.head_dim, self.backend)
         for number, layer in enumerate(self.layers):
-            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, seed + 3 * number, plan)
+            wanted = wanted_N if number == len(self.layers) - 1 else None
+            x_TH = layer(x_TH, cu_seqlens, max_seqlen, self.backend, seed + 3 * number, plan, wanted)
         return x_TH
 
 

@@ -64,9 +64,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """(T, H) → (B, H)."""
-        return torch.tanh(self.dense(hidden_TH[cu_seqlens[:-1].long()]))
+    def forward(self, hidden_BH: Tensor) -> Tensor:
+        """Hidden states of the B [CLS] tokens → (B, H)."""
+        return torch.tanh(self.dense(hidden_BH))
 
 
 class RelationHead(nn.Module):

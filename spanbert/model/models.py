@@ -126,8 +126,8 @@ class SpanBertForSequenceClassification(SpanBertModel):
 
     def forward(self, batch: PackedBatch[Tensor]) -> Tensor:
         """→ logits (B, labels)."""
-        hidden_TH = self.encoder(*batch)
-        return self.classifier(self.dropout(self.pooler(hidden_TH, batch.cu_seqlens)))
+        hidden_BH = self.encoder(*batch, wanted_N=batch.cu_seqlens[:-1].long())
+        return self.classifier(self.dropout(self.pooler(hidden_BH)))
 
 
 class SpanBertForRelation(SpanBertModel):

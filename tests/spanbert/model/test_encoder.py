@@ -72,6 +72,28 @@ def test_given_positions_are_used(shape_of, randomise):
     assert (usual - moved).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("backend", (*BACKENDS, "triton"))
+def test_wanted_states_are_those_of_the_whole_batch(shape_of, batch_of, randomise, backend):
+    """Only some tokens, in any order: the rows that all have, and the gradients of a loss that looks at those rows."""
+    config = shape_of(9)  # heads of 32, which the kernels have
+    assert config.head_dim == 32 and config.num_hidden_layers > 1
+    batch = batch_of(config, 9)
+    wanted_N = torch.tensor([5, 0, batch.ids_T.numel() - 1])
+    cotangent_NH = torch.randn(3, config.hidden_size, generator=torch.Generator().manual_seed(2))
+    results = []
+    for narrow in (False, True):
+        encoder = Encoder(config, backend)
+        randomise(encoder, 9)
+        options = {"wanted_N": wanted_N} if narrow else {}
+        hidden = encoder(batch.ids_T, batch.cu_seqlens, batch.longest, batch.types_T, **options)
+        hidden_NH = hidden if narrow else hidden[wanted_N]
+        (hidden_NH * cotangent_NH).sum().backward()
+        results.append([hidden_NH.detach(), *(parameter.grad for parameter in encoder.parameters())])
+    assert results[1][0].shape == (3, config.hidden_size)
+    for whole, part in zip(*results, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_does_not_see_its_neighbours(shape_of, batch_of, randomise, backend):
     """Change every token of all sequences but one: its hidden states stay the same to the last bit."""
