@@ -124,7 +124,7 @@ class PairPretraining(SpanBertModel):
         embedding_VH = self.encoder.embeddings.word.weight
         features_MH = self.mlm(hidden_TH[targets.positions_M])
         mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M, self.encoder.backend)
-        return mlm, self.nsp(self.pooler(hidden_TH, batch.cu_seqlens))
+        return mlm, self.nsp(self.pooler(hidden_TH[batch.cu_seqlens[:-1].long()]))
 
 
 class PairMicroBatch(NamedTuple):
