@@ -11,6 +11,7 @@ from pretrain.data.shards import ShardCounts, TokenCounts, commonest
 
 BINS = 8
 MOST_UNKNOWN = 10
+MOST_INPUTS = 20  # printed
 
 
 def make_report(
@@ -107,7 +108,8 @@ def print_report(report: dict) -> None:
 
 
 def _print_inputs(inputs: list[dict]) -> None:
-    """A table with a row for each input, and what the vocabulary lacks of the one that it suits worst."""
+    """A table with a row for each input, or the largest, and what the vocabulary lacks of the one that it suits worst."""
+    shown = sorted(inputs, key=lambda part: -part["tokens"])[:MOST_INPUTS] if len(inputs) > MOST_INPUTS else inputs
     head = ("input", "documents", "tokens", "per word", "per character", "unknown")
     rows = [
         (
@@ -118,13 +120,15 @@ def _print_inputs(inputs: list[dict]) -> None:
             f"{part['tokens_per_character']:.3f}",
             f"{part['unknown_rate']:.4%}",
         )
-        for part in inputs
+        for part in shown
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     print("  by input (tokens per word and per character; unknown of tokens)")
     for name, *values in (head, *rows):
         cells = (value.rjust(width) for value, width in zip(values, widths[1:], strict=True))
         print(f"    {name:<{widths[0]}}  {'  '.join(cells)}")
+    if len(shown) < len(inputs):
+        print(f"    … {len(inputs) - len(shown):,} smaller inputs: prepare.json has them all")
     worst = max(inputs, key=lambda part: part["unknown_rate"])
     if worst["unknown_rate"] > 0:
         print(f"    commonest unknown characters of {worst['input']}: {commonest_unknown(worst['unknown_characters'])}")

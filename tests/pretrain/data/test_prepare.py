@@ -375,6 +375,17 @@ def test_the_report_tells_the_inputs_apart(configure, tmp_path, tokenizer_folder
     assert f"warning: 100.0% of tokens of {config.inputs[2]} are [UNK]" in printed
 
 
+def test_a_thousand_inputs_are_not_a_thousand_lines(configure, tmp_path, capsys):
+    for number in range(25):
+        (tmp_path / f"{number:02d}.txt").write_text("human dignity " * (number + 1))
+    run_prepare(configure(inputs=tuple(str(path) for path in sorted(tmp_path.glob("??.txt"))), validation_share=0.0))
+    printed = capsys.readouterr().out
+    shown = [
+        number for number in range(25) if f"{number:02d}.txt " in printed.split("by input")[1].split("block length")[0]
+    ]
+    assert shown == list(range(5, 25)) and "… 5 smaller inputs: prepare.json has them all" in printed
+
+
 def test_counts_by_input_survive_an_interruption(configure, tmp_path, monkeypatch):
     """Counted in the shards: those of an interrupted preparation count for the inputs they are from."""
     monkeypatch.setattr("pretrain.data.prepare.SHARD_CHARACTERS", 1)
