@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import math
@@ -126,14 +127,32 @@ def refuse_existing_run(path: Path) -> None:
 
 
 def check_same_config(path: Path, config: Any, may_differ: tuple[str, ...]) -> None:
-    """Raises UserError when the run at ``path`` was started with other options (those in ``may_differ`` aside)."""
-    old, new = read_json_object(path / "config.json", "a run's options"), to_dict(config)
+    """Raises UserError when the run at ``path`` was started with other options (those in ``may_differ`` aside).
+
+    An option that the version which began it did not have yet was at its default.
+    """
+    old, new = with_defaults(read_json_object(path / "config.json", "a run's options"), config), to_dict(config)
     for key in new:
         if key in old and key not in may_differ and old[key] != new[key]:
             raise UserError(
                 f"{path}: the run was started with {_difference(key, old[key], new[key])}: resume with the "
                 "same options, or start another run in another --output"
             )
+
+
+def with_defaults(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Stored options, and the defaults of those that ``config`` has beside; one without a default stays missing."""
+    found = dict(stored)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and isinstance(found.get(field.name), dict):
+            found[field.name] = with_defaults(found[field.name], value)
+        elif field.name not in found and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+            found[field.name] = to_dict(default) if dataclasses.is_dataclass(default) else default
+        elif field.name not in found and field.default is not dataclasses.MISSING:
+            found[field.name] = json.loads(json.dumps(field.default, default=str))
+    return found
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

@@ -292,6 +292,24 @@ def test_refuses_to_resume_with_other_options_or_data(config, corpus, tmp_path, 
     assert (options.output / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_resumes_a_run_of_a_version_that_had_fewer_options(config):
+    """What the run did then is what the default does now; anything else is refused, as for every option."""
+    from pretrain.masking.masker import MaskConfig
+
+    options = config(steps=2)
+    run_pretrain(options)
+    stored = json.loads((options.output / "config.json").read_text())
+    del stored["mask"]["words"], stored["clip_norm"]
+    (options.output / "config.json").write_text(json.dumps(stored))
+    again = dataclasses.replace(options, resume=True, steps=3)
+    with pytest.raises(UserError, match=r"mask.words = 'tokenizer', now it is 'annotated'"):
+        run_pretrain(dataclasses.replace(again, mask=MaskConfig(words="annotated")))
+    with pytest.raises(UserError, match=r"clip_norm = 1.0, now it is 0.5"):
+        run_pretrain(dataclasses.replace(again, clip_norm=0.5))
+    run_pretrain(again)
+    assert json.loads((options.output / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
 def test_two_processes_cannot_train_one_run(config, monkeypatch):
     import fcntl
 

@@ -44,9 +44,11 @@ def test_options_added_since_do_not_hinder_a_resume(tmp_path):
     run = RunFolder.start(tmp_path / "r", Options())
     run.close()
     (tmp_path / "r" / "config.json").write_text('{"lr": 0.1}')
-    RunFolder.reopen(tmp_path / "r", Options(steps=3), (), 0).close()
     with pytest.raises(UserError, match=r"lr = 0.1, now it is 0.2: resume with the same options"):
-        RunFolder.reopen(tmp_path / "r", Options(lr=0.2, steps=3), (), 0)
+        RunFolder.reopen(tmp_path / "r", Options(lr=0.2), (), 0)
+    with pytest.raises(UserError, match=r"steps = 5, now it is 3"):  # the run did what the default does
+        RunFolder.reopen(tmp_path / "r", Options(steps=3), (), 0)
+    RunFolder.reopen(tmp_path / "r", Options(), (), 0).close()
 
 
 def test_a_run_is_not_overwritten(tmp_path):
