@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 # each test takes one thread, and up to 2 GB
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-slow test-browser lint format tour tour-pages gpu bench-masking ablation clean
+.PHONY: help setup demo test test-slow test-browser lint format tour tour-pages gpu bench-masking ablation mechanism clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ bench-masking: setup  ## masks per second beside transformers' collators
 
 ablation: setup  ## masks, SBO, single sequences at equal compute (docs/ablation.md): make ablation ARGS="blocks --train …"
 	$(BIN)/python -m benchmarks.ablation.run $(ARGS)
+
+mechanism: setup  ## what each objective teaches (docs/ablation.md): make mechanism ARGS="blocks --output folder"
+	$(BIN)/python -m benchmarks.ablation.mechanism $(ARGS)
 
 gpu: setup  ## all GPU tests and benchmarks (results below $$OUT, else benchmarks/results)
 	$(BIN)/python -m benchmarks.kernels.gpu

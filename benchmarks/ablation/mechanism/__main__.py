@@ -8,7 +8,8 @@ the states around a hidden span, a cross table of what is predicted under which 
 --questions they are also fine-tuned on so many SQuAD questions.
 
 The same command again skips what is done, resumes what was interrupted, and reports what there is. It may run
-several times side by side over one output: a run belongs to the process that holds its folder.
+several times side by side over one output: a run belongs to the process that holds its folder. With --known FILE it goes on from
+the numbers of an earlier call whose folder is gone, made on any machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.ablation.mechanism.pictures import draw
 from benchmarks.ablation.mechanism.plan import (
     ARMS,
     MAY_DIFFER,
+    MAY_DIFFER_IN_KNOWN,
     ArmName,
     MechanismConfig,
     check_finished,
@@ -40,8 +42,9 @@ from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain
 from spanbert.checkpoint.model_folder import encoder_config
 from spanbert.checkpoint.store import find_model
-from spanbert.config import read_json, save_json, to_dict
+from spanbert.config import read_json, read_json_object, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
+from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.config import EncoderConfig
 from spanbert.training.run_folder import check_same_config, read_metrics
@@ -141,8 +144,33 @@ def run(config: MechanismConfig) -> None:
     if config.questions:
         assert config.dev is not None
         _draw_once(config.dev, config.dev_questions, config.output / "dev.json")
+    if config.known is not None:
+        take_known(comparison, config.known)
     work(comparison)
     write_report(comparison)
+
+
+def take_known(comparison: Comparison, file: Path) -> None:
+    """Put the numbers of an earlier call where this one's belong, but for models that have theirs.
+
+    Raises UserError when they were made with other options or over other text.
+    """
+    record = read_json_object(file, "an earlier comparison")
+    own, told = to_dict(comparison.config), record.get("config")
+    if not isinstance(told, dict) or not isinstance(record.get("runs"), list):
+        raise UserError(f"{file}: not a mechanism.json")
+    for key in own:
+        if key not in MAY_DIFFER_IN_KNOWN and told.get(key) != own[key]:
+            raise UserError(f"{file}: it was made with {key} = {told.get(key)!r}, now it is {own[key]!r}")
+    if record["baseline"] != _baseline(comparison):
+        raise UserError(f"{file}: it was made over other text: prepare the same corpus with the same tokenizer")
+    for numbers in record["runs"]:
+        if numbers.get("arm") not in ARMS or not isinstance(numbers.get("seed"), int):
+            raise UserError(f"{file}: a run of arm {numbers.get('arm')!r}, seed {numbers.get('seed')!r}")
+        folder = comparison.config.output / "runs" / numbers["arm"] / f"seed-{numbers['seed']}"
+        with claim(folder) as ours:
+            if ours and not (folder / NUMBERS).exists():
+                save_json({key: value for key, value in numbers.items() if key != "questions"}, folder / NUMBERS)
 
 
 def _draw_once(source: Path, count: int, output: Path) -> None:

@@ -45,6 +45,8 @@ class MechanismConfig:
     """Each decides order and masks of a run of every arm; later calls may add some."""
     threads: int | None = None
     """Threads on a CPU; none: PyTorch's choice."""
+    known: Path | None = None
+    """mechanism.json of an earlier call, perhaps on another machine: its models count as trained and looked at."""
     pretrain: bool = True
     """Pretrain the arms that are not; otherwise only models that are there are looked at."""
 
@@ -102,7 +104,10 @@ class MechanismConfig:
 
 
 #: What a later call over the same output may change: it leaves the numbers of a run alone.
-MAY_DIFFER = ("output", "arms", "seeds", "threads", "pretrain", "questions", "train", "dev")
+MAY_DIFFER = ("output", "arms", "seeds", "threads", "known", "pretrain", "questions", "train", "dev")
+
+#: What may be otherwise where known numbers come from: the data's folder has another name, but the same text.
+MAY_DIFFER_IN_KNOWN = (*MAY_DIFFER, "data", "device")
 
 #: What a run that is found finished may have had otherwise: where it lay and who computed it.
 _MAY_DIFFER_IN_RUN = tuple(name for name in MAY_DIFFER_ON_RESUME if name not in ("micro_batch_size", "precision"))

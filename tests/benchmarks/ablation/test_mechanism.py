@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,31 @@ def test_runs_are_made_looked_at_and_reported_once(config, monkeypatch, capsys):
     assert {**copied, "seed": 5, "questions": {}} == none, "the start is looked at once"
     with pytest.raises(UserError, match="started with probe_steps = 5"):
         command.run(dataclasses.replace(config, probe_steps=6))
+
+
+def test_goes_on_from_the_numbers_of_a_folder_that_is_gone(config, monkeypatch, tmp_path):
+    config = dataclasses.replace(config, arms=("none", "geometric"))
+    command.run(config)
+    kept = tmp_path / "kept.json"
+    shutil.move(config.output / "mechanism.json", kept)
+    shutil.rmtree(config.output)
+    again = dataclasses.replace(config, known=kept, output=tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"kept.json: it was made with fills = \d+, now it is 1"):
+        command.run(dataclasses.replace(again, fills=1, output=tmp_path / "third"))
+    damaged = json.loads(kept.read_text())
+    damaged["baseline"]["probe"]["loss"] += 1
+    (tmp_path / "other.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"other.json: it was made over other text"):
+        command.run(dataclasses.replace(again, known=tmp_path / "other.json", output=tmp_path / "fourth"))
+
+    def made(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(command, "look_at", made)
+    monkeypatch.setattr(command, "run_pretrain", made)
+    command.run(again)
+    before, after = json.loads(kept.read_text()), json.loads((again.output / "mechanism.json").read_text())
+    assert before["runs"] == after["runs"] and len(after["runs"]) == 2
 
 
 def test_an_interrupted_run_goes_on(config, monkeypatch, tmp_path):
