@@ -38,9 +38,10 @@ from benchmarks.pretraining.masking import cpu_name
 from finetune.tasks.qa.metrics import score_question
 from finetune.tasks.qa.records import read_questions
 from spanbert.checkpoint.export_hub import ExportConfig, run_export
-from spanbert.device import PRECISIONS, choose_precision
+from spanbert.device import PRECISIONS, has_int8_units
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
+from spanbert.model.quantized import choose_answering_precision, kernels_run
 from spanbert.weights import model_path
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,8 @@ class Example:
 def entries(peers: bool) -> list[Entry]:
     """Our pipeline in every precision that there is, what it is made of in the machine's own, and the peers."""
     precisions = [name for name in PRECISIONS if name != "auto"]
+    if has_int8_units() and kernels_run():
+        precisions.append("int8")
     found = [Entry("spanbert.pipeline", one, batch, True) for one in precisions for batch in (1, 0)]
     found += [Entry("QuestionAnswerer", "auto", batch, True) for batch in (1, 0)]
     if peers:
@@ -291,7 +294,7 @@ def run(config: ServingConfig) -> dict:
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip(),
         "seed": config.seed,
-        "auto": choose_precision(torch.device("cpu")),
+        "auto": choose_answering_precision(torch.device("cpu")),
         "file": config.file.name,
         "group": config.group,
         "versions": {},
