@@ -43,3 +43,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 def one_thread() -> None:
     """Whatever the test before this one did: a sum's order cannot depend on the machine."""
     torch.set_num_threads(1)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument and number: archives hold the time, and processes that share the tests must agree."""
+    return argname if isinstance(val, bytes) else None
