@@ -36,7 +36,7 @@ from benchmarks.ablation.plan import (
     pretrain_config,
 )
 from benchmarks.ablation.report import plot, report
-from benchmarks.ablation.runs import claim, exit_status, finish, run_folders, said_in
+from benchmarks.resumable import claim, exit_status, finish, run_folders, said_in
 from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain

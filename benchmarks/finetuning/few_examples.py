@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from benchmarks.finetuning.few_examples_report import plot, table
-from benchmarks.finetuning.resumable import begin, exit_status, finish, kept
+from benchmarks.resumable import begin, exit_status, finish, kept
 from finetune.evaluate import evaluate
 from finetune.predict import Machine, load_trained
 from finetune.tasks.classification.commands import FinetuneClassifyConfig, run_finetune

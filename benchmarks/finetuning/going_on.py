@@ -28,7 +28,7 @@ import tyro
 
 from benchmarks.ablation.plan import draw_questions
 from benchmarks.ablation.report import mean_and_deviation
-from benchmarks.finetuning.resumable import begin, exit_status, finish, kept
+from benchmarks.resumable import begin, exit_status, finish, kept
 from finetune.evaluate import evaluate
 from finetune.predict import load_trained
 from finetune.records import open_text

@@ -36,7 +36,7 @@ from benchmarks.ablation.mechanism.plan import (
 )
 from benchmarks.ablation.mechanism.report import report
 from benchmarks.ablation.plan import draw_questions, finetune_config
-from benchmarks.ablation.runs import claim, exit_status, finish, run_folders, said_in
+from benchmarks.resumable import begin, claim, exit_status, finish, run_folders, said_in
 from finetune.tasks.qa.commands import run_finetune as run_finetune_qa
 from pretrain.data.blocks import Blocks
 from pretrain.train import run_pretrain
@@ -47,7 +47,7 @@ from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
 from spanbert.files import write_atomic
 from spanbert.model.config import EncoderConfig
-from spanbert.training.run_folder import check_same_config, read_metrics
+from spanbert.training.run_folder import read_metrics
 
 NUMBERS = "mechanism.json"
 """Of one model, in its run's folder; and of all, in the output."""
@@ -134,10 +134,7 @@ def run(config: MechanismConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     comparison = Comparison(config)
-    if (config.output / "config.json").exists():
-        check_same_config(config.output, config, MAY_DIFFER)
-    else:
-        save_json(to_dict(config), config.output / "config.json")
+    begin(config, MAY_DIFFER)
     for questions in config.questions:
         assert config.train is not None
         _draw_once(config.train, questions, config.output / f"train-{questions}.json")

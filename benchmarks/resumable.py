@@ -1,23 +1,39 @@
-"""What every comparison of runs needs: folders that belong to one process at a time, and runs that go on where they stopped."""
+"""What every comparison of many runs needs: folders that belong to one process at a time, runs that go on where they stopped,
+and results that are kept as JSON and not made again."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import multiprocessing
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune.tasks.qa.commands import FinetuneQAConfig
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
+from spanbert.config import save_json, to_dict
 from spanbert.errors import UserError
 from spanbert.locks import try_lock
+from spanbert.training.run_folder import check_same_config
 from spanbert.training.signals import Stopped
 
 Name = TypeVar("Name", bound=str)
+
+
+def begin(config: Any, may_differ: tuple[str, ...]) -> None:
+    """Keep the comparison's options in its folder, or see that they are the ones it was begun with.
+
+    Raises UserError when an option differs that is not among ``may_differ``.
+    """
+    if (config.output / "config.json").exists():
+        check_same_config(config.output, config, may_differ)
+    else:
+        save_json(to_dict(config), config.output / "config.json")
 
 
 def run_folders(output: Path, arms: Iterable[Name], seeds: Iterable[int]) -> Iterator[tuple[Name, int, Path]]:
@@ -39,8 +55,8 @@ def claim(folder: Path) -> Iterator[bool]:
             handle.close()
 
 
-def finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAConfig) -> None:
-    """Begin, or resume, the run in ``options.output`` until it has left its model."""
+def finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneConfig) -> Path:
+    """Begin, or resume, the run in ``options.output`` until it has left its model → the model's folder."""
     finished = options.output / "model"
     if not finished.is_dir():
         try:
@@ -49,6 +65,7 @@ def finish(command: Callable[[Any], None], options: PretrainConfig | FinetuneQAC
             raise KeyboardInterrupt from stopped
     if not finished.is_dir():  # a signal asked it to stop, and it did so politely
         raise KeyboardInterrupt
+    return finished
 
 
 @contextlib.contextmanager
@@ -57,6 +74,29 @@ def said_in(path: Path) -> Iterator[None]:
     log = path.open("a", encoding="utf-8")
     with log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
+
+
+def kept(folder: Path, name: str, compute: Callable[[Path], Mapping[str, Any]]) -> None:
+    """Write what ``compute(folder)`` gives to folder/result.json, with the seconds that it took, the processor's too.
+
+    Nothing is done where that file is, or another process is at work. What is printed goes to folder/log.txt; the folders
+    that it made are removed.
+    """
+    with claim(folder) as ours:
+        if not ours or (folder / "result.json").exists():
+            return
+        print(f"{time.strftime('%H:%M:%S')} {name}: see {folder / 'log.txt'}", flush=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        with said_in(folder / "log.txt"):
+            result = dict(compute(folder))
+        took = {
+            "seconds": round(time.perf_counter() - wall, 1),
+            "processor_seconds": round(time.process_time() - cpu, 1),
+        }
+        save_json(result | took, folder / "result.json")
+        for part in folder.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def exit_status(function: Callable[[], None]) -> int:
