@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.finetuning.engine import EngineSteps, windows_of
 from benchmarks.finetuning.peers import NO_DROPOUT, their_adamw
@@ -22,7 +24,38 @@ from finetune.config import FinetuneConfig
 from finetune.task import Features, Task
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.device import autocast
-from spanbert.model.models import SpanBertForSequenceClassification, SpanBertForTokenClassification
+from spanbert.model.models import (
+    SpanBertForRelation,
+    SpanBertForSequenceClassification,
+    SpanBertForTokenClassification,
+)
+
+
+class RelationHead(nn.Module):
+    """One layer on two states side by side; our files call it relation.dense."""
+
+    def __init__(self, hidden: int, labels: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden, labels)
+
+
+class BertForRelation(transformers.BertPreTrainedModel):
+    """transformers has no model for pairs of entities: its encoder, with the head that people write on top of it."""
+
+    def __init__(self, config: transformers.BertConfig):
+        super().__init__(config)
+        self.bert = transformers.BertModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.relation = RelationHead(2 * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, labels: Tensor, **batch: Tensor) -> SequenceClassifierOutput:
+        """labels: (B, 3): the relation, and the places of the two states."""
+        hidden_BSH = self.dropout(self.bert(**batch).last_hidden_state)
+        at_B2 = labels[:, 1:]
+        pairs_B2H = hidden_BSH.gather(1, at_B2[:, :, None].expand(-1, -1, hidden_BSH.shape[-1]))
+        logits_BL = self.relation.dense(pairs_B2H.flatten(1))
+        return SequenceClassifierOutput(loss=F.cross_entropy(logits_BL.float(), labels[:, 0]), logits=logits_BL)
 
 
 class Peer(NamedTuple):
@@ -39,6 +72,7 @@ PEERS: dict[type, Peer] = {
     SpanBertForSequenceClassification: Peer(
         transformers.BertForSequenceClassification, transformers.DataCollatorWithPadding
     ),
+    SpanBertForRelation: Peer(BertForRelation, transformers.DataCollatorWithPadding),
 }
 
 
@@ -57,11 +91,17 @@ class Work:
     precision: str = "fp32"
     attention: str = "sdpa"
     """Of transformers; sdpa is what it takes by itself."""
+    dropout: float = 0.0
+    """On hidden states and attention of both sides."""
+
+    @property
+    def rates_of_dropout(self) -> dict[str, float]:
+        return dict.fromkeys(NO_DROPOUT, self.dropout)
 
 
 def our_side(work: Work) -> EngineSteps:
     """The engine's steps, as `spanbert finetune` takes them."""
-    model, _ = load_model(work.folder, work.task.model, config_overrides=NO_DROPOUT, **work.task.head())
+    model, _ = load_model(work.folder, work.task.model, config_overrides=work.rates_of_dropout, **work.task.head())
     return EngineSteps(work.task, model, work.features, work.config, work.rates, work.precision)
 
 
@@ -71,7 +111,7 @@ class TheirSide:
     def __init__(self, work: Work):
         self.work = work
         peer = PEERS[work.task.model]
-        options: dict[str, Any] = {"attn_implementation": work.attention, **NO_DROPOUT}
+        options: dict[str, Any] = {"attn_implementation": work.attention, **work.rates_of_dropout}
         self.model = peer.model.from_pretrained(work.folder, **options).train()
         words = transformers.BertTokenizerFast  # type: ignore[attr-defined]  # made when it is asked for
         self.collate = peer.collator(words.from_pretrained(work.folder))
@@ -85,8 +125,9 @@ class TheirSide:
         row: dict[str, Any] = {"input_ids": packed.input_ids_T.tolist(), "attention_mask": [1] * packed.tokens}
         if packed.token_type_ids_T is not None:
             row["token_type_ids"] = packed.token_type_ids_T.tolist()
-        by_token = self.work.task.model is SpanBertForTokenClassification
-        return row | {"labels": labels.tolist() if by_token else labels[0].item()}
+        if self.work.task.model is SpanBertForTokenClassification:
+            return row | {"labels": labels.tolist()}
+        return row | {"labels": labels[0].tolist()}  # a class, or a relation with two places
 
     @property
     def steps(self) -> int:

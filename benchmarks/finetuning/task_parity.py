@@ -1,4 +1,4 @@
-"""Entities and classification, step for step beside transformers: the same losses, and how fast a training step is?
+"""Entities, relations (by markers) and classification, step for step beside transformers: the same losses, and how fast a training step is?
 
     spanbert import … /tmp/minilm
     python -m benchmarks.finetuning.task_parity --model /tmp/minilm --task classify --file trec-train.txt [--json FILE]
@@ -37,18 +37,20 @@ from finetune.task import Task
 from finetune.tasks.classification.records import Columns
 from finetune.tasks.classification.task import ClassifySettings, ClassifyTask
 from finetune.tasks.ner.task import NerTask
-from spanbert.checkpoint.model_folder import load_model, save_model
+from finetune.tasks.relation.task import RelationTask
+from spanbert.checkpoint.model_folder import save_model
 from spanbert.checkpoint.store import find_model
 from spanbert.device import describe
 from spanbert.files import write_atomic
 from spanbert.tokenizer.wordpiece import Tokenizer
+from spanbert.training.init_model import init_model
 
 
 @dataclass(frozen=True)
 class TaskParityConfig:
     model: Path
     """Folder both start from, as `spanbert import` writes it."""
-    task: Literal["ner", "classify"]
+    task: Literal["ner", "relation", "classify"]
     file: Path
     """Training examples."""
     text: str = "text"
@@ -102,10 +104,23 @@ def compare(work: Work, block: int, keep_memory: bool = False) -> Comparison:
     return Comparison([Pair(*pair) for pair in zip(*losses, strict=True)], ours, theirs)
 
 
-def start(folder: Path, model: Path, task: Task, seed: int) -> None:
-    """The weights both begin with, the head included."""
-    weights, _ = load_model(model, task.model, seed=seed, **task.head())
-    save_model(folder, weights, Tokenizer.load(model), task.model_config())
+def start(folder: Path, model: Path, task: Task, seed: int) -> Tokenizer:
+    """Save the weights that both begin with, the head and rows for new tokens included → their tokenizer."""
+    begun = init_model(
+        task.model,
+        init=model,
+        size="mini",
+        tokenizer=None,
+        seed=seed,
+        dropout=0.0,
+        attention_dropout=0.0,
+        backend="auto",
+        device=torch.device("cpu"),
+        head=task.head(),
+        new_tokens=task.new_tokens(),
+    )
+    save_model(folder, begun.model, begun.tokenizer, task.model_config())
+    return begun.tokenizer
 
 
 def tokens_of(work: Work) -> tuple[int, int]:
@@ -162,16 +177,15 @@ def report(result: dict[str, Any], precision: str, tolerance: float) -> str:
 
 
 def main(config: TaskParityConfig) -> int:
-    task: Any = NerTask()
+    task: Any = {"ner": NerTask, "relation": RelationTask, "classify": ClassifyTask}[config.task]()
     if config.task == "classify":
         task = ClassifyTask(ClassifySettings(columns=Columns(config.text, config.label)))
     records = task.read(config.file, "train").first(config.limit)
     task = task.learned_from(records)
-    model = find_model(config.model)
-    features = task.encode(records, Tokenizer.load(model), "train")
     with tempfile.TemporaryDirectory() as shared:
         folder = Path(shared) / "model"
-        start(folder, model, task, config.seed)
+        tokenizer = start(folder, find_model(config.model), task, config.seed)
+        features = task.encode(records, tokenizer, "train")
         rates = learning_rates(config.lr, config.steps)
         options = engine_config(folder, config.batch_size, config.seed)
         work = Work(folder, task, features, options, rates, config.precision, config.attention)
