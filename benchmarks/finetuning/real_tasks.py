@@ -6,8 +6,7 @@
 FOLDER holds ner/, relation/ and classification/ with the files named below. Each run is what `spanbert finetune` does with the
 options of its task; the model is scored on the test file once, when it ends, and nothing is chosen by that. transformers' runs
 (from the models of --beside) start from the same weights, the head included, and see the same windows in the same order at the
-same rates, with its own dropout; the weights they end with are scored by this project's code. Seconds are processor time of
-a whole training run, reading and tokenizing included; for a fair ratio of speeds see ``task_parity``, which alternates.
+same rates, with its own dropout; the weights they end with are scored by this project's code. For speeds see ``task_parity``.
 
 The same command again skips what is done, resumes what was interrupted (transformers' runs begin again), and reports what
 there is. It may run several times side by side, with other --tasks, --models or --seeds first.
@@ -178,20 +177,18 @@ def train_theirs(options: FinetuneConfig, folder: Path) -> Path:
 def train_and_score(
     config: RealTasksConfig, name: str, model: str, side: Side, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """What a run is scored with, and the processor time of its training."""
+    """The scores of a run."""
     options = finetune_config(config, name, model, seed, folder)
     task = options.task()  # type: ignore[attr-defined]
-    begun = time.process_time()
     if side == "ours":
         trained_model = finish(functools.partial(run_finetune, task), options)
     else:
         trained_model = train_theirs(options, folder)
-    seconds = time.process_time() - begun
     trained = load_trained(type(task), trained_model, device="cpu", precision="fp32")
     records = trained.task.read(config.data / TASKS[name].test, "evaluate")
     features = trained.task.encode(records, trained.tokenizer, "evaluate")
     metrics = evaluate(trained.task, trained.model, features, trained.machine).metrics
-    return {"training_seconds": round(seconds, 1), **{metric: metrics[metric] for metric in TASKS[name].metrics}}
+    return {metric: metrics[metric] for metric in TASKS[name].metrics}
 
 
 def run(config: RealTasksConfig) -> None:
@@ -231,23 +228,17 @@ def results_of(config: RealTasksConfig) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """Markdown: a row for each data set and side of each model; mean ± standard deviation over seeds."""
     lines = [
-        "| data, score | from | trained by | seeds | score | other scores | seconds of training |",
-        "|---|---|---|---|---|---|---|",
+        "| data, score | from | trained by | seeds | score | other scores |",
+        "|---|---|---|---|---|---|",
     ]
     for name, task in TASKS.items():
         for model, sides in found.get(name, {}).items():
             for side, runs in sides.items():
-                first, *others = (
-                    mean_and_deviation([one[metric] for one in runs.values()])
-                    for metric in (*task.metrics, "training_seconds")
-                )
-                *rest, seconds = others
+                first, *rest = (mean_and_deviation([one[metric] for one in runs.values()]) for metric in task.metrics)
                 said = ", ".join(
                     f"{metric.replace('_', ' ')} {value}" for metric, value in zip(task.metrics[1:], rest, strict=True)
                 )
-                lines.append(
-                    f"| {task.title} | {model} | {side} | {', '.join(runs)} | **{first}** | {said} | {seconds} |"
-                )
+                lines.append(f"| {task.title} | {model} | {side} | {', '.join(runs)} | **{first}** | {said} |")
     return "\n".join(lines)
 
 

@@ -30,6 +30,8 @@ class FinetuneNerConfig(FinetuneConfig):
     """Longest window in tokens; a longer sentence is cut into windows that overlap."""
     overlap: int = NerSettings.overlap
     """Tokens that two windows of a sentence share."""
+    context: int = NerSettings.context
+    """Tokens of the same document that are seen, and not labelled, at either side of a sentence; 64 in FLERT. Stored with the model."""
     max_train_examples: int | None = None
     """Train on the first N sentences of a shuffle fixed by --shuffle-seed."""
 
@@ -43,7 +45,7 @@ class FinetuneNerConfig(FinetuneConfig):
 
     def task(self) -> NerTask:
         """The task as these options state it; its types of entity are those of the training file."""
-        return NerTask(NerSettings(self.window, self.overlap, self.tag_column, names_of(self.tag_names)))
+        return NerTask(NerSettings(self.window, self.overlap, self.context, self.tag_column, names_of(self.tag_names)))
 
 
 @dataclass(frozen=True)

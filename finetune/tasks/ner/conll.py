@@ -15,6 +15,7 @@ from finetune.tasks.ner.schemes import LETTERS, is_tag
 from spanbert.errors import UserError
 
 DOCUMENT = "-DOCSTART-"
+NEW_DOCUMENT = re.compile(r"#\s*newdoc\b")
 NAMED = re.compile(r"#\s*([\w.:]+)\s*=\s*(.*)")
 NUMBER = re.compile(r"\d+")
 PART_NUMBER = re.compile(r"\d+[-.]\d+")  # CoNLL-U: a written word that is several (1-2), one that is not written (8.1)
@@ -29,6 +30,7 @@ class Block:
 
     rows: list[tuple[int, list[str]]] = field(default_factory=list)  # (line from 1, columns)
     comments: dict[str, str] = field(default_factory=dict)  # "# sent_id = 7" → {"sent_id": "7"}
+    document: int = 0  # -DOCSTART- lines and "# newdoc" comments before it
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,21 @@ def read_blocks(lines: Sequence[str]) -> list[Block]:
     """Sentences of a file's lines. Raises UserError for none."""
     separator = "\t" if any("\t" in line and not line.startswith("#") for line in lines if line.strip()) else None
     blocks, block = [], Block()
+    documents = 0
     for number, line in enumerate(lines, 1):
         line = line.rstrip("\r\n")
         if not line.strip() or line.startswith(DOCUMENT):
             if block.rows:
                 blocks.append(block)
                 block = Block()
+            documents += line.startswith(DOCUMENT)
             continue
         if _is_comment(line, separator):
+            documents += bool(NEW_DOCUMENT.match(line))
             if found := NAMED.match(line):
                 block.comments[found[1]] = found[2]
             continue
+        block.document = documents
         block.rows.append((number, line.rstrip().split(separator) if separator is None else line.split(separator)))
     return [*blocks, block] if block.rows else blocks
 

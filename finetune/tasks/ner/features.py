@@ -2,13 +2,16 @@
 
 A longer one is cut into windows that overlap; each word is labelled, and decided, in one of them: that in which it has
 most words on its poorer side.
+
+With context (FLERT, Schweter & Akbik 2020) a window also holds what stands before and after its sentence in the document, so
+many tokens at either side as there are and fit; nothing is decided, or learned, about those words.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,15 +37,17 @@ class Windows:
 
 @dataclass(frozen=True)
 class SentenceSet:
-    """E sentences as words of tokens, and their windows."""
+    """E sentences as words of tokens, and their windows. Words and labels are those of the whole file, in its order."""
 
     room: int  # tokens that a window holds beside the special ones
     overlap: int
+    context: int  # tokens of other sentences at either side, at most
     cls_id: int
     sep_id: int
     sentences: list[Sentence]
-    words: TokenTexts  # the words of all sentences, end to end
-    word_bounds: np.ndarray  # (E + 1,) int64: the words of sentence e are word_bounds[e] … word_bounds[e + 1] − 1
+    words: TokenTexts
+    words_E2: np.ndarray  # int64: the words of sentence e are words_E2[e, 0] … words_E2[e, 1] − 1
+    document_E2: np.ndarray  # int64, those of its document likewise
     label_N: np.ndarray  # int64, one for each word; IGNORED where it is not known
     cut: int  # words longer than a window, of which the last tokens are not seen
     read_notes: tuple[str, ...]  # how the file was read
@@ -54,8 +59,8 @@ class SentenceSet:
     @cached_property
     def windows(self) -> Windows:
         parts = []
-        for sentence in range(self.examples):
-            lengths = self.words.lengths[self.word_bounds[sentence] : self.word_bounds[sentence + 1]]
+        for sentence, (begun, ended) in enumerate(self.words_E2.tolist()):
+            lengths = self.words.lengths[begun:ended]
             for first, stop, begin, end in window_words(lengths, self.room, self.overlap):
                 parts.append((sentence, first, stop, begin, end))
         table = np.array(parts, dtype=np.int64).reshape(-1, 5)
@@ -63,9 +68,19 @@ class SentenceSet:
 
     @cached_property
     def token_bounds_W2(self) -> np.ndarray:
-        """(W, 2) int64: the tokens of each window in ``words.tokens``."""
-        base_W = self.word_bounds[self.windows.sentence_W]
-        return self.words.bounds[np.stack([base_W + self.windows.first_W, base_W + self.windows.stop_W], axis=1)]
+        """(W, 2) int64: the tokens of each window in ``words.tokens``, context included."""
+        windows, words = self.windows, self.words.bounds
+        sentence_W2 = self.words_E2[windows.sentence_W]
+        own_W2 = sentence_W2[:, :1] + np.stack([windows.first_W, windows.stop_W], axis=1)
+        inner_W2 = own_W2 != sentence_W2  # a side at which the sentence goes on has no context
+        around_W2 = np.abs(words[own_W2] - words[self.document_E2[windows.sentence_W]])
+        left_W, right_W = np.where(inner_W2, 0, np.minimum(around_W2, self.context)).T
+        free_W = self.room - np.diff(words[own_W2])[:, 0]
+        right_W = np.minimum(
+            right_W, np.maximum(free_W // 2, free_W - left_W)
+        )  # half of what is free, or what is left of it
+        left_W = np.minimum(left_W, free_W - right_W)
+        return words[own_W2] + np.stack([-left_W, right_W], axis=1)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -99,7 +114,7 @@ class SentenceSet:
     def starts(self, window: int) -> np.ndarray:
         """Place in a window of the first token of each word that it decides about, int64."""
         begin, end = self.windows.owned_W2[window]
-        base = self.word_bounds[self.windows.sentence_W[window]]
+        base = self.words_E2[self.windows.sentence_W[window], 0]
         return self.words.bounds[base + begin : base + end] - self.token_bounds_W2[window, 0] + 1  # after [CLS]
 
     def labels(self, windows: np.ndarray) -> np.ndarray:
@@ -107,7 +122,7 @@ class SentenceSet:
         parts = []
         for window in np.asarray(windows, dtype=np.int64):
             label = np.full(self.lengths[window], IGNORED, dtype=np.int64)
-            begin, end = self.windows.owned_W2[window] + self.word_bounds[self.windows.sentence_W[window]]
+            begin, end = self.windows.owned_W2[window] + self.words_E2[self.windows.sentence_W[window], 0]
             label[self.starts(window)] = self.label_N[begin:end]
             parts.append(label)
         return np.concatenate([np.zeros(0, np.int64), *parts])
@@ -117,14 +132,11 @@ class SentenceSet:
         return int(np.diff(self.windows.owned_W2[windows]).sum())
 
     def select(self, chosen: np.ndarray) -> SentenceSet:
-        ranges = [range(self.word_bounds[e], self.word_bounds[e + 1]) for e in chosen]
-        taken = np.fromiter(chain.from_iterable(ranges), dtype=np.int64)
         return replace(
             self,
             sentences=[self.sentences[e] for e in chosen],
-            words=TokenTexts.of([self.words[n] for n in taken]),
-            word_bounds=np.cumsum([0, *map(len, ranges)]),
-            label_N=self.label_N[taken],
+            words_E2=self.words_E2[chosen],
+            document_E2=self.document_E2[chosen],
         )
 
 
@@ -154,7 +166,7 @@ def window_words(lengths: np.ndarray, room: int, overlap: int) -> list[tuple[int
 
 
 def encode_sentences(
-    file: SentenceFile, tokenizer: Tokenizer, window: int, overlap: int, labels: tuple[str, ...]
+    file: SentenceFile, tokenizer: Tokenizer, window: int, overlap: int, labels: tuple[str, ...], context: int = 0
 ) -> SentenceSet:
     """Tokenize all words by themselves; one in which the tokenizer finds nothing (an invisible character) is [UNK].
 
@@ -175,15 +187,29 @@ def encode_sentences(
             label_N += [IGNORED] * len(sentence.words)
         else:
             label_N += [numbers.get(tag, IGNORED) for tag in tags_of(sentence.entities, len(sentence.words))]
+    bounds = np.cumsum([0, *(len(sentence.words) for sentence in file.sentences)])
+    document_E = np.array([sentence.document for sentence in file.sentences], dtype=np.int64)
+    begins = np.flatnonzero(np.diff(document_E, prepend=-1))  # first sentence of each document
+    notes = list(file.notes)
+    if context:
+        notes.append(f"{len(begins):,} documents; up to {context} tokens of it at either side of a sentence")
     return SentenceSet(
         room,
         overlap,
+        context,
         tokenizer.cls_id,
         tokenizer.sep_id,
         file.sentences,
         TokenTexts.of(words),
-        np.cumsum([0, *(len(sentence.words) for sentence in file.sentences)]),
+        np.stack([bounds[:-1], bounds[1:]], axis=1),
+        _document_bounds(bounds, begins),
         np.array(label_N, dtype=np.int64),
         cut,
-        tuple(file.notes),
+        tuple(notes),
     )
+
+
+def _document_bounds(bounds: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """(E, 2): the words of each sentence's document. bounds: of the E sentences; begins: first sentence of each document."""
+    ends = np.append(begins[1:], len(bounds) - 1)
+    return np.repeat(bounds[np.stack([begins, ends], axis=1)], ends - begins, axis=0)

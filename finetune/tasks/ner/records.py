@@ -4,6 +4,9 @@ columns        CoNLL's: a word a line, its tag in a column (``conll``); IOB1, IO
 JSON lines     ``tokens`` and ``tags`` (or ``ner_tags``), names or, where the names are given, numbers; or ``text`` and character spans ``spans``, ``entities`` or
                ``label``: [start, end, type] or {"start", "end", "label"}, as annotation tools write them
 plain lines    to predict: each line is a text, split into words here
+
+Of which document a sentence is: columns have -DOCSTART- lines or "# newdoc" comments, JSON lines the field ``document`` (without
+it a line is a document), plain lines a blank line between two.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ class Sentence:
     spans: tuple[Span, ...] = ()
     """What ``entities`` are in the text: what a prediction is compared with."""
     id: str = ""
+    document: int = 0
+    """Neighbours of one number are of one document: what a model with context sees around a sentence."""
 
     def span(self, entity: Entity) -> Span:
         return Span(self.words[entity.first][0], self.words[entity.stop - 1][1], entity.type)
@@ -126,10 +131,13 @@ def read_sentences(
 
 
 def _texts(lines: list[str]) -> Iterator[Sentence]:
+    document = 0
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\r\n")
         if text.strip():
-            yield Sentence(number, text, tuple(split_words(text)))
+            yield Sentence(number, text, tuple(split_words(text)), document=document)
+        else:
+            document += 1
 
 
 def _columns(lines: list[str], found: SentenceFile, tag_column: str | None, labelled: bool) -> Iterator[Sentence]:
@@ -165,9 +173,9 @@ def _columns(lines: list[str], found: SentenceFile, tag_column: str | None, labe
         irregular += scheme != "IOB1" and sum(
             tag.letter in "IE" and begins(tags[place - 1] if place else None, tag) for place, tag in enumerate(tags)
         )
-        yield _sentence(
-            line, words, tags if labelled else None, block.comments.get("text"), block.comments.get("sent_id", "")
-        )
+        comments = block.comments
+        sentence = _sentence(line, words, tags if labelled else None, comments.get("text"), comments.get("sent_id", ""))
+        yield replace(sentence, document=block.document)
     if irregular:
         found.notes.append(f"{irregular:,} entities begin without B-, read as conlleval reads them")
 
@@ -182,18 +190,23 @@ def _sentence(line: int, words: list[str], tags: list[Tag] | None, text: str | N
 
 
 def _json_lines(lines: list[str], found: SentenceFile, labelled: bool, tag_names: Sequence[str]) -> Iterator[Sentence]:
-    tagged: list[tuple[int, dict[str, Any], list[str], list[Tag]]] = []
+    tagged: list[tuple[int, dict[str, Any], list[str], list[Tag], int]] = []
     inside = 0  # spans that begin or end inside a word
+    named: Any = None  # document of the line before
+    document = 0  # its first line
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             entry = parse_line(line)
+            if not has(entry, "document") or entry["document"] is None or entry["document"] != named:
+                document = number
+            named = entry["document"] if has(entry, "document") else None
             if has(entry, "tokens"):
                 words, tags = _tokens(entry, labelled, tag_names)
-                tagged.append((number, entry, words, tags))
+                tagged.append((number, entry, words, tags, document))
                 continue
-            sentence = Sentence(number, need_text(entry, "text"), (), id=str(entry.get("id", "")))
+            sentence = Sentence(number, need_text(entry, "text"), (), id=str(entry.get("id", "")), document=document)
             sentence = replace(sentence, words=tuple(split_words(sentence.text)))
             if labelled:
                 sentence = _with_spans(sentence, entry)
@@ -201,17 +214,16 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool, tag_names
             yield sentence
         except MalformedRecord as error:
             found.report.malformed(f"line {number}", error)
-    scheme = scheme_of(tags for *_, tags in tagged)
-    for number, entry, words, tags in tagged:
+    scheme = scheme_of(tags for _, _, _, tags, _ in tagged)
+    for number, entry, words, tags, document in tagged:
         try:
             check_sentence(tags, None, scheme)
         except MalformedRecord as error:
             found.report.malformed(f"line {number}", error)
             continue
-        text = entry.get("text")
-        yield _sentence(
-            number, words, tags if labelled else None, text if isinstance(text, str) else None, str(entry.get("id", ""))
-        )
+        text = entry.get("text") if isinstance(entry.get("text"), str) else None
+        sentence = _sentence(number, words, tags if labelled else None, text, str(entry.get("id", "")))
+        yield replace(sentence, document=document)
     if tagged and labelled:
         found.notes.append(scheme)
     if inside:

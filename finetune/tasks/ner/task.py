@@ -35,6 +35,8 @@ class NerSettings:
     """Longest window in tokens; a longer sentence is several."""
     overlap: int = 64
     """Tokens that two windows of a sentence share."""
+    context: int = 0
+    """Tokens of its document that are seen at either side of a sentence."""
     tag_column: str | None = None
     """Of the CoNLL files it was trained on; None: found by itself."""
     tag_names: tuple[str, ...] = ()
@@ -80,6 +82,8 @@ class NerTask:
             raise UserError(
                 f"overlap {settings.overlap}: give 0 to {settings.window - SPECIALS - 1} tokens, with --overlap."
             )
+        if settings.context < 0:
+            raise UserError(f"context {settings.context}: give 0 or more tokens, with --context.")
 
     def head(self) -> dict[str, Any]:
         return {"num_labels": len(self.settings.labels)}
@@ -109,7 +113,9 @@ class NerTask:
 
     def encode(self, records: SentenceFile, tokenizer: Tokenizer, purpose: Purpose) -> SentenceSet:
         settings = self.settings
-        return encode_sentences(records, tokenizer, settings.window, settings.overlap, settings.labels)
+        return encode_sentences(
+            records, tokenizer, settings.window, settings.overlap, settings.labels, settings.context
+        )
 
     def loss(self, output: Tensor, labels: Tensor, batch: PackedBatch[Tensor]) -> Tensor:
         """Cross-entropy of the words' first tokens, in nats."""

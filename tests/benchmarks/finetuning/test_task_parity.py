@@ -14,6 +14,7 @@ from benchmarks.finetuning.task_parity import Comparison, TaskParityConfig
 from benchmarks.finetuning.turns import Block
 from finetune.tasks.classification.task import ClassifyTask
 from finetune.tasks.ner.task import NerTask
+from finetune.tasks.relation.task import RelationTask
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.model.models import SpanBertForQuestionAnswering
 from spanbert.tokenizer.wordpiece import Tokenizer
@@ -38,21 +39,26 @@ def model(tmp_path: Path, make_model: Callable[..., SpanBertForQuestionAnswering
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """Training files by task."""
-    ner, classify = tmp_path / "train.conll", tmp_path / "train.txt"
+    ner, classify, relation = tmp_path / "train.conll", tmp_path / "train.txt", tmp_path / "train.jsonl"
     ner.write_text("".join("".join(f"{word}\t{tag}\n" for word, tag in pairs) + "\n" for pairs in SENTENCES))
     lines = [f"{('short', 'long')[len(pairs) > 3]} {' '.join(word for word, _ in pairs)}\n" for pairs in SENTENCES]
     classify.write_text("".join(lines))
-    return {"ner": ner, "classify": classify}
+    pairs = []
+    for n, words in enumerate(SENTENCES):
+        text = " ".join(word for word, _ in words)
+        first, last = [0, len(words[0][0])], [len(text) - len(words[-1][0]), len(text)]
+        pairs.append({"text": text, "subject": first, "object": last, "relation": ("near", "far")[n % 2]})
+    relation.write_text("".join(json.dumps(pair) + "\n" for pair in pairs if pair["subject"] != pair["object"]))
+    return {"ner": ner, "classify": classify, "relation": relation}
 
 
 @pytest.fixture
-def work(tmp_path: Path, model: Path, files: dict[str, Path], tokenizer: Tokenizer) -> Callable[[str], Work]:
+def work(tmp_path: Path, model: Path, files: dict[str, Path]) -> Callable[[str], Work]:
     def make(name: str) -> Work:
-        task = NerTask() if name == "ner" else ClassifyTask()
+        task = {"ner": NerTask, "relation": RelationTask, "classify": ClassifyTask}[name]()
         records = task.read(files[name], "train")
         task = task.learned_from(records)
-        task_parity.start(tmp_path / name, model, task, seed=2)
-        features = task.encode(records, tokenizer, "train")
+        features = task.encode(records, task_parity.start(tmp_path / name, model, task, seed=2), "train")
         options = engine_config(tmp_path / name, batch_size=4, seed=2)
         return Work(tmp_path / name, task, features, options, learning_rates(5e-3, 6))
 
@@ -65,7 +71,7 @@ def losses(work: Work) -> list[Pair]:
     return [Pair(ours.step(number).item(), theirs.step(number).item()) for number in steps]
 
 
-@pytest.mark.parametrize("name", ["ner", "classify"])
+@pytest.mark.parametrize("name", ["ner", "relation", "classify"])
 def test_six_steps_give_the_losses_of_transformers(work: Callable[[str], Work], name: str) -> None:
     """Batches of four and of two windows, so that a loss is a mean over another number of labels in each."""
     pairs = losses(work(name))
@@ -74,7 +80,7 @@ def test_six_steps_give_the_losses_of_transformers(work: Callable[[str], Work], 
     assert len({round(pair.ours, 4) for pair in pairs}) == 6
 
 
-@pytest.mark.parametrize("name", ["ner", "classify"])
+@pytest.mark.parametrize("name", ["ner", "relation", "classify"])
 def test_another_weight_decay_would_be_noticed(
     work: Callable[[str], Work], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Sentences and their entities: every format, words and offsets, windows, and training to prediction."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -276,6 +277,105 @@ def test_long_sentences_lose_no_word_and_words_longer_than_a_window_are_said(tok
     ]
 
 
+def in_context(
+    tokenizer: Tokenizer, texts: list[tuple[str, int]], room: int, context: int, overlap: int = 1
+) -> SentenceSet:
+    """Texts with the number of their document; every first word is an entity."""
+    sentences = []
+    for n, (text, document) in enumerate(texts):
+        words = tuple(split_words(text))
+        sentences.append(Sentence(n + 1, text, words, (Entity(0, 1, "X"),), document=document))
+    return encode_sentences(
+        SentenceFile(sentences, None),
+        tokenizer,
+        room + 2,
+        overlap,
+        ("O", "B-X", "I-X"),
+        context,  # type: ignore[arg-type]
+    )
+
+
+def tokens_of(features: SentenceSet, tokenizer: Tokenizer, window: int) -> str:
+    return " ".join(tokenizer.token(id) for id in features.packed(np.array([window])).input_ids_T[1:-1])
+
+
+def test_context_is_of_the_same_document_and_nothing_is_learned_about_it(tokenizer: Tokenizer) -> None:
+    texts = [("from that", 0), ("the end", 1), ("was zzyx", 1), ("that the from", 1), ("end", 2)]
+    features = in_context(tokenizer, texts, room=20, context=3)
+    seen = [tokens_of(features, tokenizer, window) for window in range(5)]
+    assert seen == [
+        "from that",
+        "the end was z ##z",
+        "the end was z ##z ##y ##x that the from",
+        "##z ##y ##x that the from",
+        "end",
+    ]
+    assert features.lengths.tolist() == [4, 7, 12, 8, 3]
+    __ = IGNORED
+    assert features.labels(np.array([2])).tolist() == [__, __, __, 1, 0, __, __, __, __, __, __, __]
+    assert features.starts(2).tolist() == [3, 4]
+    assert features.count(np.arange(5)) == 10
+    chosen = features.select(np.array([3, 2]))  # a draw of sentences does not take their context away
+    assert [tokens_of(chosen, tokenizer, window) for window in range(2)] == [seen[3], seen[2]]
+    assert chosen.labels(np.array([1])).tolist() == features.labels(np.array([2])).tolist()
+    assert features.notes == ["3 documents; up to 3 tokens of it at either side of a sentence"]
+
+
+@pytest.mark.parametrize(
+    ("room", "seen"),
+    [
+        (2, "that the"),
+        (4, "the that the from"),
+        (7, "end was the that the from end"),
+        (9, "the end was the that the from end was"),
+        (20, "the end was the that the from end was the"),
+    ],
+)
+def test_context_shares_what_is_left_of_a_window(tokenizer: Tokenizer, room: int, seen: str) -> None:
+    texts = [("the end was the", 0), ("that the", 0), ("from end was the", 0)]
+    features = in_context(tokenizer, texts, room, context=16)
+    assert tokens_of(features, tokenizer, int(features.bounds[1])) == seen
+
+
+def test_one_side_takes_what_the_other_has_no_words_for(tokenizer: Tokenizer) -> None:
+    texts = [("end", 0), ("that the", 0), ("from end was the end", 0)]
+    assert tokens_of(in_context(tokenizer, texts, 7, context=16), tokenizer, 1) == "end that the from end was the"
+    texts = [("from end was the end", 0), ("that the", 0)]
+    assert tokens_of(in_context(tokenizer, texts, 5, context=16), tokenizer, 1) == "was the end that the"
+
+
+def test_a_sentence_in_parts_has_context_at_its_ends_only(tokenizer: Tokenizer) -> None:
+    texts = [("end was", 0), ("that the from " * 3, 0), ("the end", 0)]
+    features = in_context(tokenizer, texts, room=5, context=16)
+    owned = np.diff(features.windows.owned_W2[features.windows.sentence_W == 1])
+    assert owned.sum() == 9
+    assert features.lengths.max() == 7
+    for window in np.flatnonzero(features.windows.sentence_W == 1):
+        assert set(tokens_of(features, tokenizer, window).split()) <= {"that", "the", "from"}  # they are full
+
+
+def test_documents_are_marked_in_every_format(tmp_path: Path) -> None:
+    def documents(name: str, text: str, purpose: Any = "evaluate") -> list[int]:
+        (tmp_path / name).write_text(text)
+        found = [sentence.document for sentence in read_sentences(tmp_path / name, purpose).sentences]
+        return [sorted(set(found)).index(document) for document in found]
+
+    assert documents("a", "-DOCSTART- O\n\na B-X\n\nb O\n\n-DOCSTART- O\n\nc O\n") == [0, 0, 1]
+    assert documents("b", "# newdoc id = 1\na\tB-X\n\nb\tO\n\n# newdoc\n# text = c\nc\tO\n\n# newdocument\nd\tO\n") == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert documents("c", "a B-X\n\nb O\n") == [0, 0]
+    lines = [{"tokens": ["a"], "tags": ["B-X"], "document": 7}, {"tokens": ["b"], "tags": ["O"], "document": 7}]
+    lines += [{"tokens": ["c"], "tags": ["O"]}, {"tokens": ["d"], "tags": ["O"]}]
+    assert documents("d", "".join(json.dumps(line) + "\n" for line in lines)) == [0, 0, 1, 2]
+    spans = [{"text": "a", "spans": [], "document": name} for name in ("x", "x", "y")]
+    assert documents("e", "".join(json.dumps(line) + "\n" for line in spans)) == [0, 0, 1]
+    assert documents("f", "One.\nTwo.\n\nThree.\n", "predict") == [0, 0, 1]
+
+
 # --- the task ----------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +423,22 @@ def config(
         dropout=0.0,
         device="cpu",
     )
+
+
+def test_context_is_stored_with_the_model_and_used(config: FinetuneNerConfig, tmp_path: Path) -> None:
+    """What a sentence's words are depends on the sentence before it, which only a model with context can see."""
+    lines, draw = [], np.random.default_rng(0)
+    for _ in range(60):
+        first = ("from", "was")[draw.integers(2)]
+        lines.append(f"-DOCSTART- O\n\n{first} O\n\nthat {'B-DAY' if first == 'from' else 'O'}\n\n")
+    config.train.write_text("".join(lines))
+    scores = {}
+    for context in (0, 3):
+        run = dataclasses.replace(config, context=context, output=tmp_path / f"context-{context}", epochs=8)
+        run_finetune(run)
+        scores[context] = json.loads((run.output / "metrics.json").read_text())["f1"]
+        assert json.loads((run.output / "model" / "config.json").read_text())["ner"]["context"] == context
+    assert scores[0] < 80 < scores[3]
 
 
 def test_a_tiny_model_learns_is_scored_and_predicts(
@@ -392,3 +508,5 @@ def test_a_model_of_transformers_keeps_its_tags() -> None:
 def test_windows_must_fit(window: int, overlap: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         NerTask(NerSettings(window, overlap)).check(128)
+    with pytest.raises(UserError, match="context -1: give 0 or more tokens"):
+        NerTask(NerSettings(context=-1)).check(256)
