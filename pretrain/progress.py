@@ -26,12 +26,11 @@ class Progress:
 
     def __init__(self, run: PretrainRun, log: StepLog):
         self.run, self.log = run, log
-        config, model = run.config, run.model
+        model = run.model
         self.baseline = run.data.validation.unigram_baseline(run.data.unigram_V)
         self._peak = PeakFlops(run.group.device, run.precision, model.config.hidden_size, run.group.world)
-        self._flops = train_flops_per_token(model.config, run.data.attended, config.mask.mask_share, config.sbo)
         self._scored_step, self._score = run.group.broadcast(self._last_validation())
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._states, self._seconds = 0, 0, 0.0
         self._say_what_to_expect()
         schedule = run.schedule
         self.bar = tqdm(
@@ -85,12 +84,18 @@ class Progress:
         if reports:
             self.log.settle()  # waits for the device, so it belongs to the time that the steps took
         self._tokens += agreed.tokens
+        self._states += agreed.states
         self._seconds += time.perf_counter() - started
         self.bar.update(run.schedule.position(counters) - self.bar.n)
         if reports:
             rate = self._tokens / self._seconds
-            self._report(lr, rate, self._peak.utilisation(rate * self._flops))
-            self._tokens, self._seconds = 0, 0.0
+            self._report(lr, rate, self._peak.utilisation(rate * self._flops_per_token()))
+            self._tokens, self._states, self._seconds = 0, 0, 0.0
+
+    def _flops_per_token(self) -> float:
+        config, shape = self.run.config, self.run.model.config
+        states = self._states / self._tokens
+        return train_flops_per_token(shape, self.run.data.attended, config.mask.mask_share, config.sbo, states)
 
     def _report(self, lr: float, tokens_per_second: float, utilisation: float) -> None:
         run, counters = self.run, self.run.counters

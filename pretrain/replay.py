@@ -24,7 +24,7 @@ def replay(run: PretrainRun) -> None:
     group.print_main(f"repeating the steps from {counters.step + 1} to {last}")
     run.parallel.train()
     for batch in run.batches():
-        agreed = agree(group, batch, counters.seconds)
+        agreed = agree(group, batch, run.config.sbo, counters.seconds)
         if counters.step + 1 == last:
             examine(run, batch, agreed.counts)
             return

@@ -66,14 +66,16 @@ class Agreed(NamedTuple):
 
     counts: TargetCounts
     tokens: int
+    states: int
+    """Last states that the heads look at."""
     seconds: float
     """The main rank's clock."""
     stop: int | None
     """The signal that asked any rank to stop."""
 
 
-def agree(group: Group, batch: StepBatch, seconds: float, stop: int | None = None) -> Agreed:
-    """Add up targets and tokens over ranks; one clock and one decision to stop for all. Host numbers only."""
-    ours = [*batch.target_counts, batch.tokens, seconds if group.is_main else 0.0, *votes(stop)]
-    mlm, sbo, tokens, clock, *asked = group.sum(ours)
-    return Agreed(TargetCounts(mlm, sbo), int(tokens), clock, voted(asked))
+def agree(group: Group, batch: StepBatch, with_sbo: bool, seconds: float, stop: int | None = None) -> Agreed:
+    """Add up targets, tokens and states over ranks; one clock and one decision to stop for all. Host numbers only."""
+    ours = [*batch.target_counts, batch.tokens, batch.states(with_sbo), seconds if group.is_main else 0.0, *votes(stop)]
+    mlm, sbo, tokens, states, clock, *asked = group.sum(ours)
+    return Agreed(TargetCounts(mlm, sbo), int(tokens), int(states), clock, voted(asked))

@@ -65,7 +65,7 @@ def train(run: PretrainRun) -> int | None:
             # the batch, and what all ranks agree on: how much there is in it, what time it is, whether to stop
             started = time.perf_counter()
             batch = next(steps)
-            agreed = agree(group, batch, progress.seconds(), stop.number)
+            agreed = agree(group, batch, config.sbo, progress.seconds(), stop.number)
             counters.seconds, stop_signal = agreed.seconds, agreed.stop
             if stop_signal is not None or schedule.done(counters):
                 break

@@ -160,7 +160,8 @@ class Competitor:
 def report(record: dict) -> str:
     """The table: tokens/s, and the median over rounds of the ratio to transformers' default and to its best."""
     config, seconds = record["config"], record["seconds"]
-    shape = Workload(config["size"], 1, 1, config["vocabulary"], 0, "cpu", "fp32").shape
+    work = Workload(config["size"], config["length"], config["tokens"], config["vocabulary"], 0, "cpu", "fp32")
+    shape = work.shape
     tokens = max(1, config["tokens"] // config["length"]) * config["length"] * config["steps"]
     speed = {label: tokens / statistics.median(turns) for label, turns in seconds.items()}
     theirs = {label: s for label, s in speed.items() if label.startswith("transformers")}
@@ -179,7 +180,8 @@ def report(record: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for label, value in speed.items():
-        flops = train_flops_per_token(shape, config["length"], 0.15, sbo="SBO" in label)
+        states = work.states_per_token(label)
+        flops = train_flops_per_token(shape, config["length"], 0.15, "SBO" in label, states)
         utilisation = value * flops / record["matrix_flops"][label.rsplit(", ", 1)[1]]
         lines.append(f"| {label} | {value:,.0f} | {ratio(label, base)} | {ratio(label, best)} | {utilisation:.0%} |")
     lines += [f"\nnot timed: {label}: {fault}" for label, fault in record["faults"].items()]

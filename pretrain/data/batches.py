@@ -64,6 +64,11 @@ class StepBatch:
         """MLM and SBO targets in this rank's share."""
         return sum(m.targets.ids_M.size for m in self.masked), sum(m.targets.sbo_K.size for m in self.masked)
 
+    def states(self, with_sbo: bool) -> int:
+        """Last states that the heads look at (``Targets.states``)."""
+        boundaries = 2 * sum(m.targets.left_S.size for m in self.masked) if with_sbo else 0
+        return self.target_counts[0] + boundaries
+
     def pin_memory(self) -> StepBatch:
         return dataclasses.replace(self, pinned=[part.tensors(pin=True) for part in self.masked])
 

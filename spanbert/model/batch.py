@@ -63,6 +63,12 @@ class Targets(NamedTuple, Generic[A]):
     offset_M: A  # int64, its place in the span, from 0
     sbo_K: A  # int64, which of the M targets have an SBO target
 
+    def states(self: Targets[Tensor], with_sbo: bool) -> Tensor:
+        """(M,) or (M + 2 S,) int64, index into T: the tokens whose last states the heads look at, in the heads' order."""
+        import torch
+
+        return torch.cat([self.positions_M, self.left_S, self.right_S]) if with_sbo else self.positions_M
+
     def tensors(self: Targets[np.ndarray], pin: bool = False) -> Targets[Tensor]:
         """The same as tensors over the same memory, or (``pin``) in page-locked memory."""
         return Targets(*(as_tensor(array, pin) for array in self))

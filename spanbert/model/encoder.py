@@ -190,16 +190,23 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def train_flops_per_token(
-    config: EncoderConfig, length: float, targets_per_token: float = 0.15, sbo: bool = True
+    config: EncoderConfig,
+    length: float,
+    targets_per_token: float = 0.15,
+    sbo: bool = True,
+    states_per_token: float = 1.0,
 ) -> float:
     """Model FLOPs of one training step per token: 6 per weight that a token meets, plus attention's 12·L·H a layer.
 
     Only the work the model needs is counted (heads on their targets, no recomputation), so it serves as the numerator
-    of model-FLOPs utilisation.
+    of model-FLOPs utilisation. states_per_token: last states that the heads look at; what the last layer does after its
+    attention is for them alone.
     """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     layer_weights = 4 * hidden * hidden + 2 * hidden * config.intermediate_size
-    encoder = layers * (6 * layer_weights + 12 * length * hidden)
+    after_attention = hidden * hidden + 2 * hidden * config.intermediate_size
+    not_needed = 6 * after_attention * max(0.0, 1.0 - states_per_token)
+    encoder = layers * (6 * layer_weights + 12 * length * hidden) - not_needed
     mlm = 6 * targets_per_token * (hidden * hidden + hidden * config.vocab_size)
     boundary = 6 * targets_per_token * (hidden * hidden + hidden * config.vocab_size)
     return encoder + mlm + (boundary if sbo else 0.0)

@@ -72,14 +72,16 @@ class SpanBertForPretraining(SpanBertModel):
         self, batch: PackedBatch[Tensor], targets: Targets[Tensor], with_sbo: bool = True
     ) -> tuple[VocabularyLoss, VocabularyLoss | None]:
         """Summed losses (nats) over the batch's MLM and SBO targets (§3.3: the two are added, each over its own)."""
-        hidden_TH = self.encoder(*batch)
+        hidden_NH = self.encoder(*batch, wanted_N=targets.states(with_sbo))
         embedding_VH = self.encoder.embeddings.word.weight
-        features_MH = self.mlm(hidden_TH[targets.positions_M])
+        masked, spans = len(targets.positions_M), len(targets.left_S)
+        features_MH = self.mlm(hidden_NH[:masked])
         mlm = vocabulary_loss(features_MH, embedding_VH, self.mlm.bias, targets.ids_M, self.encoder.backend)
         if not with_sbo:
             return mlm, None
         span_K, offset_K = targets.span_M[targets.sbo_K], targets.offset_M[targets.sbo_K]
-        features_KH = self.sbo(hidden_TH[targets.left_S], hidden_TH[targets.right_S], span_K, offset_K)
+        left_SH, right_SH = hidden_NH[masked:].split([spans, spans])
+        features_KH = self.sbo(left_SH, right_SH, span_K, offset_K)
         return mlm, vocabulary_loss(
             features_KH, embedding_VH, self.sbo.bias, targets.ids_M[targets.sbo_K], self.encoder.backend
         )

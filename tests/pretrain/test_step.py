@@ -44,7 +44,7 @@ def gradients(config: PretrainConfig, group: Group, micro: int, world_parts: int
     order = DataOrder(len(blocks), 32, 5)
     batch = StepBatches(blocks, masker, order, micro * blocks.block_length, group.rank, group.world)[3]
     assert len(batch.micro_batches()) >= world_parts
-    loss = step_loss(agree(group, batch, 0.0).counts, True, group.device)
+    loss = step_loss(agree(group, batch, True, 0.0).counts, True, group.device)
     sums_4, norm = step.gradients(batch.step, batch.micro_batches(), loss)
     named = {name: p.grad for name, p in model.named_parameters()}
     whole = {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in named.items()}

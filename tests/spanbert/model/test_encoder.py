@@ -153,6 +153,11 @@ def test_flops_of_base_are_six_per_weight_and_token_plus_attention():
     weights = 12 * (4 * 768 * 768 + 2 * 768 * 3072)
     bare = train_flops_per_token(config, length=512, targets_per_token=0.0)
     assert bare == 6 * weights + 12 * 12 * 512 * 768
+    last = train_flops_per_token(
+        config, 512, 0.0, states_per_token=0.25
+    )  # of the last layer, 1 + 8 of 12 H² for a quarter
+    assert bare - last == 6 * 0.75 * 9 * 768 * 768
+    assert train_flops_per_token(config, 512, 0.0, states_per_token=1.5) == bare
     with_sbo = train_flops_per_token(config, 512, 0.15) - bare
     assert with_sbo == pytest.approx(2 * (train_flops_per_token(config, 512, 0.15, sbo=False) - bare))
 

@@ -132,37 +132,52 @@ def test_sbo_head_equals_the_papers_formula(shape_of, randomise, seed):
 
 
 def test_pretraining_adds_the_two_objectives_each_over_its_own_targets(shape_of, batch_of, randomise):
-    """§3.3: MLM over M targets, SBO over the K of them that have boundaries; both through the shared embeddings."""
+    """§3.3: MLM over M targets, SBO over the K of them that have boundaries; both through the shared embeddings. Values
+    and gradients are those of an encoder that computes all states, though its last layer works for these alone."""
     config = shape_of(8)
     model = SpanBertForPretraining(config).eval()
     randomise(model, 8)
     batch = batch_of(config, 8)
     start = int(batch.cu_seqlens[1:][batch.cu_seqlens.diff() > 12][0]) - 12  # inside a sequence of at least 13 tokens
-    positions_M = start + torch.tensor([2, 3, 4, 7, 8])
+    positions_M = start + torch.tensor([2, 3, 4, 6, 7])
     targets = Targets(
         positions_M=positions_M,
         ids_M=torch.tensor([5, 6, 7, 8, 9]),
-        left_S=start + torch.tensor([1, 6]),
-        right_S=start + torch.tensor([5, 9]),
+        left_S=start + torch.tensor([1, 5]),
+        right_S=start + torch.tensor([5, 8]),  # the first span's right one is the second's left one
         span_M=torch.tensor([0, 0, 0, 1, 1]),
         offset_M=torch.tensor([0, 1, 2, 0, 1]),
         sbo_K=torch.tensor([0, 1, 3, 4]),
     )
+    rows = []
+    model.encoder.layers[-1].feed_forward_in.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     mlm, sbo = model(PackedBatch(batch.ids_T, batch.cu_seqlens, batch.longest), targets)
+    assert rows == [5 + 2 + 2]
+    (mlm.loss_sum + sbo.loss_sum).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
     hidden_TH = model.encoder(batch.ids_T, batch.cu_seqlens, batch.longest)
+    assert rows[-1] == len(batch.ids_T)
     embedding_VH = model.encoder.embeddings.word.weight
     logits_MV = model.mlm(hidden_TH[positions_M]) @ embedding_VH.T + model.mlm.bias
-    assert mlm.loss_sum.item() == pytest.approx(F.cross_entropy(logits_MV, targets.ids_M, reduction="sum").item(), 1e-5)
+    expected_mlm = F.cross_entropy(logits_MV, targets.ids_M, reduction="sum")
+    assert mlm.loss_sum.item() == pytest.approx(expected_mlm.item(), 1e-5)
     features_KH = sbo_by_the_paper(
-        to_theirs({n: t for n, t in model.state_dict().items() if n.startswith("sbo.")}),
-        hidden_TH[start + torch.tensor([1, 1, 6, 6])],
-        hidden_TH[start + torch.tensor([5, 5, 9, 9])],
+        to_theirs({n: t for n, t in model.named_parameters() if n.startswith("sbo.")}),
+        hidden_TH[start + torch.tensor([1, 1, 5, 5])],
+        hidden_TH[start + torch.tensor([5, 5, 8, 8])],
         torch.tensor([0, 1, 0, 1]),
         config.layer_norm_eps,
     )
     logits_KV = features_KH @ embedding_VH.T + model.sbo.bias
     expected = F.cross_entropy(logits_KV, torch.tensor([5, 6, 8, 9]), reduction="sum")
     assert sbo.loss_sum.item() == pytest.approx(expected.item(), 1e-5)
+    (expected_mlm + expected).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("sbo.") and name != "sbo.bias":
+            continue  # here by the paper's formula, from copies; the head has a test of its own
+        assert (found[name] - parameter.grad).abs().max() < 1e-4 * max(1.0, parameter.grad.abs().max()), name
 
 
 @pytest.mark.parametrize(("hidden", "expected"), [(64, "triton"), (40, "sdpa")])
