@@ -121,7 +121,9 @@ class ClassifyTask:
         labels = tuple(records.labels())
         if len(labels) < (1 if self._problem == "multi" else 2):
             what = f"are labelled {labels[0]!r}" if labels else "are without a label"
-            raise UserError(f"{records.report.path}: all texts {what}; there is nothing to learn.")
+            raise UserError(
+                f"{records.report.path}: all texts {what}; there is nothing to learn{records.report.losses}."
+            )
         if self._problem == "regression":
             return self
         return replace(self, settings=replace(self.settings, labels=labels))

@@ -107,7 +107,9 @@ class NerTask:
         """The types that occur. Raises UserError when there is no entity."""
         types = records.types()
         if not types:
-            raise UserError(f"{records.report.path}: no sentence has an entity; there is nothing to learn.")
+            raise UserError(
+                f"{records.report.path}: no sentence has an entity; there is nothing to learn{records.report.losses}."
+            )
         labels = (OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in "BI"))
         return replace(self, settings=replace(self.settings, labels=labels))
 

@@ -108,7 +108,9 @@ class RelationTask:
         labels = tuple(records.relations())
         path = records.report.path
         if len(labels) < 2:
-            raise UserError(f"{path}: all relations are {labels[0]!r}; there is nothing to learn.")
+            raise UserError(
+                f"{path}: all relations are {labels[0]!r}; there is nothing to learn{records.report.losses}."
+            )
         subjects = tuple(sorted({pair.subject.type for pair in records.pairs}))
         objects = tuple(sorted({pair.object.type for pair in records.pairs}))
         if self.settings.encoding == "typed" and "" in subjects + objects:

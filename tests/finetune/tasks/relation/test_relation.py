@@ -379,10 +379,11 @@ def test_a_run_resumes_bit_for_bit(config: FinetuneRelationConfig, resumes_bit_f
 
 def test_mistakes_are_told_before_anything_is_written(config: FinetuneRelationConfig, tmp_path: Path) -> None:
     entries = json.loads(config.train.read_text())
-    (tmp_path / "one.json").write_text(json.dumps([entry for entry in entries if entry["relation"] == "after"]))
+    one = [entry for entry in entries if entry["relation"] == "after"]
+    (tmp_path / "one.json").write_text(json.dumps([*one, entries[0] | {"subj_end": 999, "relation": "before"}]))
     (tmp_path / "untyped.json").write_text(json.dumps([entry | {"subj_type": ""} for entry in entries]))
     for change, message in (
-        ({"train": tmp_path / "one.json"}, "all relations are 'after'; there is nothing to learn"),
+        ({"train": tmp_path / "one.json"}, "all relations are 'after'; there is nothing to learn; skipped 1 mal"),
         ({"train": tmp_path / "untyped.json"}, "has entities without a type; --encoding typed needs types"),
         ({"window": 8}, "window 8: give 16 to 128 tokens"),
     ):
