@@ -94,7 +94,7 @@ class Progress:
 
     def _flops_per_token(self) -> float:
         config, shape = self.run.config, self.run.model.config
-        states = self._states / self._tokens
+        states = self._states / max(self._tokens, 1)
         return train_flops_per_token(shape, self.run.data.attended, config.mask.mask_share, config.sbo, states)
 
     def _report(self, lr: float, tokens_per_second: float, utilisation: float) -> None:

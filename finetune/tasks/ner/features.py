@@ -76,9 +76,8 @@ class SentenceSet:
         around_W2 = np.abs(words[own_W2] - words[self.document_E2[windows.sentence_W]])
         left_W, right_W = np.where(inner_W2, 0, np.minimum(around_W2, self.context)).T
         free_W = self.room - np.diff(words[own_W2])[:, 0]
-        right_W = np.minimum(
-            right_W, np.maximum(free_W // 2, free_W - left_W)
-        )  # half of what is free, or what is left of it
+        # the right side has half of what is free, or what the left one leaves of it; the left side the rest
+        right_W = np.minimum(right_W, np.maximum(free_W // 2, free_W - left_W))
         left_W = np.minimum(left_W, free_W - right_W)
         return words[own_W2] + np.stack([-left_W, right_W], axis=1)
 
@@ -192,7 +191,9 @@ def encode_sentences(
     begins = np.flatnonzero(np.diff(document_E, prepend=-1))  # first sentence of each document
     notes = list(file.notes)
     if context:
-        notes.append(f"{len(begins):,} documents; up to {context} tokens of it at either side of a sentence")
+        notes.append(
+            f"{len(begins):,} documents, of which up to {context} tokens are seen at either side of a sentence"
+        )
     return SentenceSet(
         room,
         overlap,

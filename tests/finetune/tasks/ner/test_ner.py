@@ -318,7 +318,7 @@ def test_context_is_of_the_same_document_and_nothing_is_learned_about_it(tokeniz
     chosen = features.select(np.array([3, 2]))  # a draw of sentences does not take their context away
     assert [tokens_of(chosen, tokenizer, window) for window in range(2)] == [seen[3], seen[2]]
     assert chosen.labels(np.array([1])).tolist() == features.labels(np.array([2])).tolist()
-    assert features.notes == ["3 documents; up to 3 tokens of it at either side of a sentence"]
+    assert features.notes == ["3 documents, of which up to 3 tokens are seen at either side of a sentence"]
 
 
 @pytest.mark.parametrize(
