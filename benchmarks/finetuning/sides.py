@@ -24,6 +24,7 @@ from finetune.config import FinetuneConfig
 from finetune.task import Features, Task
 from spanbert.checkpoint.model_folder import load_model
 from spanbert.device import autocast
+from spanbert.model.batch import PairBatch
 from spanbert.model.models import (
     SpanBertForRelation,
     SpanBertForSequenceClassification,
@@ -122,12 +123,14 @@ class TheirSide:
         """A window as a line of a data set is: lists of numbers, or a number."""
         chosen = np.array([window])
         packed, labels = self.work.features.packed(chosen), self.work.features.labels(chosen)
+        if isinstance(packed, PairBatch):  # a relation with the places of its two states
+            labels, packed = np.concatenate([labels[:, None], packed.at_B2], axis=1), packed.packed
         row: dict[str, Any] = {"input_ids": packed.input_ids_T.tolist(), "attention_mask": [1] * packed.tokens}
         if packed.token_type_ids_T is not None:
             row["token_type_ids"] = packed.token_type_ids_T.tolist()
         if self.work.task.model is SpanBertForTokenClassification:
             return row | {"labels": labels.tolist()}
-        return row | {"labels": labels[0].tolist()}  # a class, or a relation with two places
+        return row | {"labels": labels[0].tolist()}
 
     @property
     def steps(self) -> int:

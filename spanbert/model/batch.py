@@ -52,6 +52,25 @@ class PackedBatch(NamedTuple, Generic[A]):
         return PackedBatch(*parts)
 
 
+class PairBatch(NamedTuple, Generic[A]):
+    """A packed batch of B sequences, in each of which two tokens are looked at."""
+
+    packed: PackedBatch[A]
+    at_B2: A  # int64, index into T
+
+    @property
+    def cu_seqlens(self) -> A:
+        return self.packed.cu_seqlens
+
+    def tensors(self: PairBatch[np.ndarray]) -> PairBatch[Tensor]:
+        """The same as tensors over the same memory."""
+        return PairBatch(self.packed.tensors(), as_tensor(self.at_B2))
+
+    def to(self: PairBatch[Tensor], device: torch.device) -> PairBatch[Tensor]:
+        """The same on ``device``."""
+        return PairBatch(self.packed.to(device), self.at_B2.to(device, non_blocking=True))
+
+
 class Targets(NamedTuple, Generic[A]):
     """Where the objectives look in a packed batch of T tokens: M masked tokens in S spans, K of them with SBO target."""
 

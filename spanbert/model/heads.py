@@ -78,6 +78,6 @@ class RelationHead(nn.Module):
         self.second = nn.Linear(config.hidden_size, num_labels)  # carries the bias
         self.out_features = num_labels
 
-    def forward(self, hidden_TH: Tensor) -> Tensor:
-        """(T, H) → (T, 2, labels)."""
-        return torch.stack([self.first(hidden_TH), self.second(hidden_TH)], 1)
+    def forward(self, first_BH: Tensor, second_BH: Tensor) -> Tensor:
+        """→ (B, labels)."""
+        return self.first(first_BH) + self.second(second_BH)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spanbert.model.backend import resolve_backend
-from spanbert.model.batch import PackedBatch, Targets
+from spanbert.model.batch import PackedBatch, PairBatch, Targets
 from spanbert.model.config import EncoderConfig
 from spanbert.model.encoder import Encoder, initialise
 from spanbert.model.heads import MLMHead, Pooler, RelationHead, SBOHead
@@ -133,11 +133,7 @@ class SpanBertForSequenceClassification(SpanBertModel):
 
 
 class SpanBertForRelation(SpanBertModel):
-    """A label for a pair of tokens of a sequence: dropout → a linear layer on their two states side by side.
-
-    Which pair, the caller knows: every token gets the logits that it brings as the first, and as the second, of a pair.
-    A pair's logits are their sum.
-    """
+    """A label for a pair of tokens of a sequence: dropout → a linear layer on their two states side by side."""
 
     def __init__(self, config: EncoderConfig, num_labels: int, backend: str = "eager"):
         super().__init__(config, backend)
@@ -145,6 +141,8 @@ class SpanBertForRelation(SpanBertModel):
         self.relation = RelationHead(config, num_labels)
         initialise(self, config.initializer_range)
 
-    def forward(self, batch: PackedBatch[Tensor]) -> Tensor:
-        """→ (T, 2, labels): as the first of a pair, as the second."""
-        return self.relation(self.dropout(self.encoder(*batch)))
+    def forward(self, batch: PairBatch[Tensor]) -> Tensor:
+        """→ logits (B, labels)."""
+        hidden_NH = self.encoder(*batch.packed, wanted_N=batch.at_B2.T.flatten())
+        first_BH, second_BH = self.dropout(hidden_NH).chunk(2)
+        return self.relation(first_BH, second_BH)

@@ -19,7 +19,7 @@ import numpy as np
 from finetune.records import MalformedRecord
 from finetune.tasks.relation.records import Pair, PairFile, Span
 from finetune.token_texts import TokenTexts
-from spanbert.model.batch import PackedBatch, pack_sequences
+from spanbert.model.batch import PairBatch, pack_sequences
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 Encoding = Literal["mask", "markers", "typed"]
@@ -69,12 +69,13 @@ class PairSet:
         """(E + 1,) int64: one window each."""
         return np.arange(self.examples + 1)
 
-    def packed(self, windows: np.ndarray) -> PackedBatch[np.ndarray]:
-        return pack_sequences([(self.texts[window],) for window in windows], self.cls_id, self.sep_id)
+    def packed(self, windows: np.ndarray) -> PairBatch[np.ndarray]:
+        packed = pack_sequences([(self.texts[window],) for window in windows], self.cls_id, self.sep_id)
+        return PairBatch(packed, packed.cu_seqlens[:-1, None] + self.at_E2[windows])
 
     def labels(self, windows: np.ndarray) -> np.ndarray:
-        """(windows, 3) int64: relation, and the two places."""
-        return np.concatenate([self.label_E[windows, None], self.at_E2[windows]], axis=1)
+        """(windows,) int64."""
+        return self.label_E[windows]
 
     def count(self, windows: np.ndarray) -> int:
         return len(windows)

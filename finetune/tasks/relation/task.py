@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +19,7 @@ from finetune.tasks.relation.metrics import DIRECTED, describe, relation_metrics
 from finetune.tasks.relation.records import PairFile, Span, read_pairs
 from spanbert.config import from_dict, to_dict
 from spanbert.errors import UserError
-from spanbert.model.batch import PackedBatch
+from spanbert.model.batch import PairBatch
 from spanbert.model.models import SpanBertForRelation, SpanBertModel
 from spanbert.tokenizer.wordpiece import Tokenizer
 
@@ -121,26 +120,22 @@ class RelationTask:
     def encode(self, records: PairFile, tokenizer: Tokenizer, purpose: Purpose) -> PairSet:
         return encode_pairs(records, tokenizer, self._encoding, self.settings.window, self.settings.labels)
 
-    def loss(self, output: Tensor, labels: Tensor, batch: PackedBatch[Tensor]) -> Tensor:
+    def loss(self, output: Tensor, labels: Tensor, batch: PairBatch[Tensor]) -> Tensor:
         """Cross-entropy of the pairs, in nats."""
-        at_B2 = batch.cu_seqlens[:-1, None].long() + labels[:, 1:]
-        logits_BL = output[at_B2[:, 0], 0] + output[at_B2[:, 1], 1]
-        return F.cross_entropy(logits_BL.float(), labels[:, 0], reduction="sum")
+        return F.cross_entropy(output.float(), labels, reduction="sum")
 
     def training_notes(self, *, evaluated: bool) -> list[str]:
         return []
 
     def logits(self, output: Tensor) -> Tensor:
-        """(T, 2, labels)."""
+        """(B, labels)."""
         return output
 
     def by_window(self, logits: np.ndarray, cu_seqlens: np.ndarray) -> list[np.ndarray]:
-        return [logits[begin:end] for begin, end in pairwise(cu_seqlens)]
+        return list(logits)
 
     def decode(self, features: PairSet, example: int, logits: Sequence[np.ndarray]) -> Predicted:
-        (logits_T2L,) = logits
-        subject, object = features.at_E2[example]
-        logits_L = torch.from_numpy(logits_T2L[subject, 0] + logits_T2L[object, 1]).double()
+        logits_L = torch.from_numpy(logits[0]).double()
         return Predicted(int(logits_L.argmax()), tuple(logits_L.softmax(0).tolist()))
 
     def record(self, features: PairSet, example: int, prediction: Predicted) -> dict[str, Any]:

@@ -85,8 +85,7 @@ def ours(model: SpanBertModel, batch: PackedBatch[torch.Tensor]) -> dict[str, to
         case SpanBertForTokenClassification() | SpanBertForSequenceClassification():
             return {"logits": model(batch)}
         case SpanBertForRelation():
-            first, second = model(batch).unbind(1)
-            return {"first_logits": first, "second_logits": second}
+            return {"first_logits": model.relation.first(hidden_TH), "second_logits": model.relation.second(hidden_TH)}
         case SpanBertForPretraining():
             return {"logits": model.mlm(hidden_TH) @ model.encoder.embeddings.word.weight.T + model.mlm.bias}
         case _:

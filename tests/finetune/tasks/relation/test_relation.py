@@ -140,9 +140,13 @@ def pair_set(tmp_path: Path, tokenizer: Tokenizer, encoding: Any, window: int = 
 )
 def test_encodings(tmp_path: Path, tokenizer: Tokenizer, encoding: str, expected: str, places: tuple) -> None:
     features, grown = pair_set(tmp_path, tokenizer, encoding)
-    ids = features.packed(np.array([1])).input_ids_T
-    assert " ".join(grown.token(id) for id in ids) == expected
-    assert features.labels(np.array([1])).tolist() == [[1, *places]]
+    batch = features.packed(np.array([1]))
+    assert " ".join(grown.token(id) for id in batch.packed.input_ids_T) == expected
+    assert batch.at_B2.tolist() == [list(places)]
+    assert features.labels(np.array([1])).tolist() == [1]
+    both = features.packed(np.array([1, 0]))  # the places are those of the whole batch
+    assert both.at_B2[0].tolist() == list(places)
+    assert both.at_B2[1].tolist() == [batch.packed.tokens + place for place in features.at_E2[0]]
     assert grown.vocab_size == tokenizer.vocab_size + {"mask": 4, "markers": 4, "typed": 8}[encoding]
 
 
@@ -179,9 +183,10 @@ def test_both_markers_are_seen_whatever_the_length(tmp_path: Path, tokenizer: To
     (tmp_path / "t.json").write_text(json.dumps([entry]))
     grown = tokenizer.with_tokens(new_tokens("markers", [("",), ("",)]))
     features = encode_pairs(read_pairs(tmp_path / "t.json", "train"), grown, "markers", 30, ("Other",))
-    ids = features.packed(np.array([0])).input_ids_T
+    batch = features.packed(np.array([0]))
+    ids = batch.packed.input_ids_T
     tokens = [grown.token(id) for id in ids]
-    (_, subject, object) = features.labels(np.array([0]))[0]
+    ((subject, object),) = batch.at_B2
     assert (tokens[subject], tokens[subject + 1], tokens[object], tokens[object + 1]) == ("[E1]", "end", "[E2]", "that")
     assert len(ids) <= 30
     assert len(ids) >= min(len(words) + 6, 26)
@@ -283,9 +288,9 @@ def test_the_loss_is_that_of_a_layer_on_two_states_of_transformers(
     batch, labels = features.packed(windows).tensors(), torch.from_numpy(features.labels(windows))
     total = 0.0
     with torch.no_grad():
-        for number, (label, first, second) in enumerate(labels.tolist()):
+        for number, (label, (first, second)) in enumerate(zip(labels.tolist(), features.at_E2.tolist(), strict=True)):
             begin, end = batch.cu_seqlens[number : number + 2].tolist()
-            hidden_TH = encoder(batch.input_ids_T[None, begin:end]).last_hidden_state[0]
+            hidden_TH = encoder(batch.packed.input_ids_T[None, begin:end]).last_hidden_state[0]
             states = torch.cat([hidden_TH[first], hidden_TH[second]])
             logits = tensors["relation.dense.weight"] @ states + tensors["relation.dense.bias"]
             total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(label)))
