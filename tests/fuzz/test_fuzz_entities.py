@@ -114,13 +114,16 @@ def reader(name: str, path: Path, tokenizer: Tokenizer) -> Callable[[bytes], str
             packed = features.packed(windows)
             labels = features.labels(windows)
             assert len(labels) == (packed.cu_seqlens[-1] if name.startswith("ner") else len(windows))
+            if not name.startswith("ner"):  # both places are in their sequence
+                assert (packed.cu_seqlens[:-1, None] <= packed.at_B2).all()
+                assert (packed.at_B2 < packed.cu_seqlens[1:, None]).all()
         draw = np.random.default_rng(number)
         count = task.head()["num_labels"]
         predictions = []
         for example in range(features.examples):
             first, stop = features.bounds[example : example + 2]
-            shape = (count,) if name.startswith("ner") else (2, count)
-            logits = [draw.normal(size=(n, *shape)).astype(np.float32) for n in features.lengths[first:stop]]
+            shapes = [(n, count) if name.startswith("ner") else (count,) for n in features.lengths[first:stop]]
+            logits = [draw.normal(size=shape).astype(np.float32) for shape in shapes]
             predictions.append(task.decode(features, example, logits))
             json.dumps(task.record(features, example, predictions[-1]), ensure_ascii=False).encode(errors=JSON_ESCAPES)
         if purpose != "predict" and features.examples:
