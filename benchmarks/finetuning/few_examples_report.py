@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation.report import mean_and_deviation
+from benchmarks.ablation.report import mean_and_deviation, paired_difference
 from spanbert.files import write_atomic
 
 
@@ -32,7 +32,22 @@ def table(found: Mapping[str, Any], about: str, each: Sequence[int]) -> str:
             seeds = sorted({len(value) for value in values})
             what = way if way == "new head" else f"prompt, {way}"
             lines.append(f"| {name} | {what} | {data['rates'][way]:g} | {cells} | {'–'.join(map(str, seeds))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *paired(found, each)])
+
+
+def paired(found: Mapping[str, Any], each: Sequence[int]) -> list[str]:
+    """A line for each prompt: how much better it is than the new head with the same examples, and the 95 % interval."""
+    lines = []
+    for name, data in found.items():
+        for way, runs in data["trained"].items():
+            for k in map(str, each):
+                prompt, head = runs.get(k, {}), data["trained"].get("new head", {}).get(k, {})
+                seeds = sorted(prompt.keys() & head.keys())
+                if way == "new head" or not seeds:
+                    continue
+                one = paired_difference([prompt[seed]["accuracy"] - head[seed]["accuracy"] for seed in seeds])
+                lines.append(f"* {name}, {k} a class: prompt, {way} − new head: {one.written()}")
+    return ["", *lines] if lines else []
 
 
 def plot(found: Mapping[str, Any], ways: Sequence[str], titles: Mapping[str, str], output: Path) -> bool:

@@ -199,9 +199,9 @@ def _json_lines(lines: list[str], found: SentenceFile, labelled: bool, tag_names
             continue
         try:
             entry = parse_line(line)
-            if not has(entry, "document") or entry["document"] is None or entry["document"] != named:
+            before, named = named, entry["document"] if has(entry, "document") else None
+            if named is None or named != before:
                 document = number
-            named = entry["document"] if has(entry, "document") else None
             if has(entry, "tokens"):
                 words, tags = _tokens(entry, labelled, tag_names)
                 tagged.append((number, entry, words, tags, document))

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.finetuning import few_examples
 from benchmarks.finetuning.few_examples import DATA_SETS, FewExamplesConfig, chosen_rate, rate_folders, run, write_parts
-from benchmarks.finetuning.few_examples_report import table
+from benchmarks.finetuning.few_examples_report import paired, table
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.config import save_json
 from spanbert.errors import UserError
@@ -108,3 +108,15 @@ def test_what_has_not_run_is_left_empty() -> None:
 def test_an_unknown_data_set_is_named(config: FewExamplesConfig) -> None:
     with pytest.raises(UserError, match="--data-sets other: choose from tiny"):
         run(dataclasses.replace(config, data_sets=("other",)))
+
+
+def test_prompts_are_compared_with_the_new_head_draw_by_draw() -> None:
+    """Seed 2 has no prompt; unpaired, the difference would be −5 and not +2."""
+    head = {"0": {"accuracy": 50.0}, "1": {"accuracy": 60.0}, "2": {"accuracy": 76.0}}
+    prompt = {"0": {"accuracy": 51.0}, "1": {"accuracy": 63.0}}
+    found = {"tiny": {"trained": {"new head": {"4": head}, "mlm": {"4": prompt}}}}
+    assert paired(found, (4, 16)) == [
+        "",
+        "* tiny, 4 a class: prompt, mlm − new head: +2.00 ± 1.00, interval -10.71 … +14.71",
+    ]
+    assert paired({"tiny": {"trained": {"mlm": {"4": prompt}}}}, (4,)) == []
