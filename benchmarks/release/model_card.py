@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.release.provenance import MADE_HEADING
+
 HEADER = """---
 license: cc-by-sa-4.0
 language: en
@@ -196,7 +198,7 @@ def _making(facts: dict[str, Any], data: list[str]) -> str:
     commands = "\n\n".join("    " + line for line in facts["commands"])
     return (
         section(
-            "How it was made",
+            MADE_HEADING.removeprefix("## "),
             facts["note"],
             commands,
             f"The tokenizer's fingerprint is `{facts['fingerprint'][:16]}`. Optimizer steps took, validation and saving not "

@@ -1,13 +1,14 @@
 """How a run came about, read from what it left behind: the commands that make it again, and what it cost.
 
 Commands come from config.json (every option that differs from its default) and the prepared data's prepare.json, so a
-model card cannot say anything else than what was done. Folders are named by their last part: the commands fit one another in
+model card cannot say anything else than what was done. A run that went on from a bundled model has that model's card for what was before. Folders are named by their last part: the commands fit one another in
 any working directory.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shlex
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from spanbert.training.run_folder import read_metrics
 
 #: Options that change neither data nor weights.
 UNSAID = ("resume", "device", "workers", "profile", "wandb", "replay")
+
+#: Of the section of a card that tells how its model was made.
+MADE_HEADING = "## How it was made"
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,31 @@ def commands(run: Path) -> list[str]:
 
 
 def beginning(folder: Path) -> list[str]:
-    """The commands behind a model which no run has trained, if `spanbert init` made it."""
+    """The commands behind a model whose run is not there: `spanbert init`'s, or those that its card tells."""
     made = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if MADE_BY not in made:
-        return []
+        return [line.strip() for line in told(folder) if line.startswith("    spanbert ")]
     config = from_dict(InitConfig, made[MADE_BY], f"{folder}/config.json")
     prepared = preparation(place(config.data, folder, config.output))
     return [*prepared, command_line("init", config, positional=("data",))]
+
+
+def told(folder: Path) -> list[str]:
+    """The lines of "How it was made" in a bundled model's card; none where there is no such card."""
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    if MADE_HEADING not in lines:
+        return []
+    section = lines[lines.index(MADE_HEADING) + 1 :]
+    return list(itertools.takewhile(lambda line: not line.startswith("## "), section))
+
+
+def costs_told(folder: Path) -> list[tuple[str, Cost]]:
+    """The names and costs of the runs in a bundled model's card."""
+    rows = [[cell.strip().replace(",", "") for cell in line.strip("| ").split("|")] for line in told(folder)]
+    return [
+        (row[0], Cost(int(row[1]), int(row[2]), float(row[3]))) for row in rows if len(row) == 4 and row[1].isdigit()
+    ]
 
 
 def preparation(data: Path) -> list[str]:

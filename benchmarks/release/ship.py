@@ -31,7 +31,7 @@ import tyro
 from benchmarks.finetuning import cold_start
 from benchmarks.release import contamination
 from benchmarks.release.model_card import encoder_card, reader_card, scratch_card
-from benchmarks.release.provenance import commands, config_of, cost, place, run_of
+from benchmarks.release.provenance import commands, config_of, cost, costs_told, place, run_of
 from benchmarks.release.scores import (
     answer_all,
     answers_to_examples,
@@ -161,10 +161,12 @@ def origin_facts(run: Path, folder: Path, config: ShipConfig) -> dict[str, Any]:
     settings = config_of(encoder_run)
     prepared = place(settings.data, encoder_run, settings.output) if isinstance(settings, PretrainConfig) else None
     inputs = read_json(prepared / "prepare.json")["inputs"] if prepared else []
+    start = start_of(runs[0])
+    costs = [*(costs_told(start) if start else ()), *((one.name, cost(one)) for one in runs)]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "commands": commands(run),
-        "costs": [{"run": one.name, **dataclasses.asdict(cost(one))} for one in runs],
+        "costs": [{"run": name, **dataclasses.asdict(one)} for name, one in costs],
         "inputs": ", ".join(Path(entry[0]).name if isinstance(entry, list) else str(entry) for entry in inputs),
         "note": config.note,
         "seed": config_of(run).seed,
@@ -176,11 +178,17 @@ def origin_facts(run: Path, folder: Path, config: ShipConfig) -> dict[str, Any]:
     }
 
 
-def earlier_run(run: Path) -> Path | None:
-    """The run that this one started from."""
+def start_of(run: Path) -> Path | None:
+    """The folder that this run started from."""
     config = config_of(run)
     origin = config.init_from if isinstance(config, PretrainConfig) else Path(config.init)
-    return None if origin is None else run_of(place(origin, run, config.output))
+    return None if origin is None else place(origin, run, config.output)
+
+
+def earlier_run(run: Path) -> Path | None:
+    """The run that this one started from."""
+    start = start_of(run)
+    return None if start is None else run_of(start)
 
 
 def history(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from benchmarks.finetuning.cold_start import ColdStart, measure
 from benchmarks.release import ship as ship_module
 from benchmarks.release.model_card import table
-from benchmarks.release.provenance import Cost, command_line, commands, cost, place, run_of
+from benchmarks.release.provenance import Cost, command_line, commands, cost, costs_told, place, run_of, told
 from benchmarks.release.scores import labelled, mistakes, question_word
 from benchmarks.release.ship import ShipConfig, ship
 from finetune.tasks.qa.commands import FinetuneQAConfig
@@ -195,6 +195,29 @@ def test_a_start_from_counts_is_part_of_the_commands(work: Path, tmp_path: Path)
     assert [line.split()[1] for line in lines] == ["tokenizer", "prepare", "init", "pretrain"]
     assert lines[2] == "spanbert init blocks --output counted --size mini --tokens 1000"
     assert "--init-from counted" in lines[3]
+
+
+def test_what_a_bundled_start_tells_of_itself_is_part_of_the_next_card(config: ShipConfig, tmp_path: Path) -> None:
+    first = dataclasses.replace(config, scratch=None, also=(), corpus=(), samples=0)
+    ship(first)
+    start = (tmp_path / "weights" / "encoder").rename(tmp_path / "stage1")
+    before = told(start)
+    assert first.encoder is not None
+    settings = json.loads((first.encoder / "config.json").read_text())
+    run = tmp_path / "stage2"
+    run.mkdir()
+    changed = {"init_from": str(start), "data": str(first.encoder.parent / "blocks"), "output": "stage2", "steps": 7}
+    (run / "config.json").write_text(json.dumps(settings | changed))
+    for name in ("metrics.jsonl", "model"):
+        (run / name).symlink_to(first.encoder / name)
+    ship(dataclasses.replace(first, encoder=run))
+    card = (tmp_path / "weights" / "encoder" / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith("    spanbert ")]
+    earlier = [line for line in before if line.startswith("    spanbert ")]
+    assert lines[-len(earlier) - 1 :] == [*earlier, lines[-1]] and "--init-from stage1" in lines[-1]
+    cost_of = dict(costs_told(tmp_path / "weights" / "encoder"))
+    assert list(cost_of) == ["pretrained", "stage2"] and cost_of["pretrained"].steps == 6
+    assert costs_told(tmp_path) == []
 
 
 def test_a_command_line_gives_back_the_config() -> None:
