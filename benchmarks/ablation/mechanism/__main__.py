@@ -45,7 +45,7 @@ from spanbert.checkpoint.store import find_model
 from spanbert.config import read_json, read_json_object, save_json, to_dict
 from spanbert.device import choose_device, describe, tune_allocator
 from spanbert.errors import UserError
-from spanbert.files import write_atomic
+from spanbert.files import sha256, write_atomic
 from spanbert.model.config import EncoderConfig
 from spanbert.training.run_folder import read_metrics
 
@@ -59,6 +59,7 @@ class Comparison:
     def __init__(self, config: MechanismConfig):
         self.config = config
         self.start = find_model(config.init_from)
+        self.start_sha256 = sha256(self.start / "model.safetensors")
         self.shape: EncoderConfig = encoder_config(read_json(self.start / "config.json"), str(self.start), {})
         self.train = Blocks.open(config.data, "train")
         self._material: Material | None = None
@@ -159,7 +160,11 @@ def take_known(comparison: Comparison, file: Path) -> None:
     for key in own:
         if key not in MAY_DIFFER_IN_KNOWN and told.get(key) != own[key]:
             raise UserError(f"{file}: it was made with {key} = {told.get(key)!r}, now it is {own[key]!r}")
-    if record["baseline"] != _baseline(comparison):
+    if record.get("start") != comparison.start_sha256:
+        raise UserError(
+            f"{file}: its arms began with other weights than {comparison.start} has: give those to --init-from"
+        )
+    if record.get("baseline") != _baseline(comparison):
         raise UserError(f"{file}: it was made over other text: prepare the same corpus with the same tokenizer")
     for numbers in record["runs"]:
         if numbers.get("arm") not in ARMS or not isinstance(numbers.get("seed"), int):
@@ -211,7 +216,8 @@ def write_report(comparison: Comparison) -> None:
     text = report(scores, baseline, about)
     write_atomic(config.output / "mechanism.md", text + "\n")
     runs = [numbers for seeds in scores.values() for numbers in seeds.values()]
-    record = {"config": to_dict(config), "machine": machine, "baseline": baseline, "runs": runs}
+    record = {"config": to_dict(config), "machine": machine, "start": comparison.start_sha256}
+    record |= {"baseline": baseline, "runs": runs}
     save_json(record, config.output / NUMBERS)
     drawn = draw(scores, baseline, config.output)
     pictures = ", ".join(drawn) if drawn else "(no matplotlib, so no pictures)"

@@ -99,11 +99,13 @@ def test_goes_on_from_the_numbers_of_a_folder_that_is_gone(config, monkeypatch, 
     again = dataclasses.replace(config, known=kept, output=tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"kept.json: it was made with fills = \d+, now it is 1"):
         command.run(dataclasses.replace(again, fills=1, output=tmp_path / "third"))
-    damaged = json.loads(kept.read_text())
-    damaged["baseline"]["probe"]["loss"] += 1
-    (tmp_path / "other.json").write_text(json.dumps(damaged))
-    with pytest.raises(UserError, match=r"other.json: it was made over other text"):
-        command.run(dataclasses.replace(again, known=tmp_path / "other.json", output=tmp_path / "fourth"))
+    for key, other, message in (
+        ("start", "another", "began with other weights than"),
+        ("baseline", {"probe": {"loss": 1.0}}, "it was made over other text"),
+    ):
+        (tmp_path / "other.json").write_text(json.dumps(json.loads(kept.read_text()) | {key: other}))
+        with pytest.raises(UserError, match=rf"other.json: .*{message}"):
+            command.run(dataclasses.replace(again, known=tmp_path / "other.json", output=tmp_path / "fourth"))
 
     def made(*_, **__):
         raise AssertionError("made again")
