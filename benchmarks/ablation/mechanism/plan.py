@@ -106,8 +106,8 @@ class MechanismConfig:
 #: What a later call over the same output may change: it leaves the numbers of a run alone.
 MAY_DIFFER = ("output", "arms", "seeds", "threads", "known", "pretrain", "questions", "train", "dev")
 
-#: What may be otherwise where known numbers come from: the data's folder has another name, but the same text.
-MAY_DIFFER_IN_KNOWN = (*MAY_DIFFER, "data", "device")
+#: What may be otherwise where known numbers come from: data and start have other names, but are the same.
+MAY_DIFFER_IN_KNOWN = (*MAY_DIFFER, "data", "init_from", "device")
 
 #: What a run that is found finished may have had otherwise: where it lay and who computed it.
 _MAY_DIFFER_IN_RUN = tuple(name for name in MAY_DIFFER_ON_RESUME if name not in ("micro_batch_size", "precision"))
