@@ -96,7 +96,8 @@ def test_goes_on_from_the_numbers_of_a_folder_that_is_gone(config, monkeypatch, 
     kept = tmp_path / "kept.json"
     shutil.move(config.output / "mechanism.json", kept)
     shutil.rmtree(config.output)
-    again = dataclasses.replace(config, known=kept, output=tmp_path / "elsewhere")
+    renamed = shutil.copytree(config.init_from, tmp_path / "renamed")
+    again = dataclasses.replace(config, known=kept, init_from=renamed, output=tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"kept.json: it was made with fills = \d+, now it is 1"):
         command.run(dataclasses.replace(again, fills=1, output=tmp_path / "third"))
     for key, other, message in (
