@@ -196,9 +196,9 @@ def f1_by_count(scores, worth, counts):
     return [np.mean([f1[s[:n].argmax()] for s, f1 in zip(scores, worth, strict=True)]) for n in counts]
 
 
-counts = (1, 2, 4, 8)
+counts = (1, 2, 4, 8, 16, 32)
 scratch = QuestionAnswerer.load("scratch", device="cpu", precision="fp32")
-few, fewer = shuffled[:64], shuffled[:12]
+few, fewer = shuffled[:48], shuffled[:12]
 scores, worth, which = compete(scratch, few, counts[-1] - 1)
 by_logit = f1_by_count(scores, worth, counts)
 reader_scores, reader_worth, _ = compete(reader, fewer, counts[-1] - 1)
@@ -208,10 +208,11 @@ print("scratch ", *(f"{share:.1%}" for share in by_logit))
 print("reader  ", *(f"{share:.1%}" for share in reader_by_logit), f"({len(fewer)} questions only)")
 
 # %% [markdown]
-# `scratch` collapses. Each passage was alone in its training, so its scores only ever had to be right *relative to each
-# other within a passage*; nothing told it that a score must be low where there is no answer. With more passages it is
-# ever likelier that some wrong one shouts. `reader` has learned to point at `[CLS]` in passages without the answer, and
-# with that its scores compare. (A dozen questions are few; but it is the shape that counts.)
+# `scratch` loses little at first, and then more and more. Each passage was alone in its training, so its scores only
+# ever had to be right *relative to each other within a passage*; nothing told it that a score must be low where there
+# is no answer. Mostly it is low all the same, for where no word of the question stands there is little to point at. But
+# with more passages it is ever likelier that some wrong one shouts. `reader` has learned to point at `[CLS]` in passages
+# without the answer, and with that its scores compare. (A dozen questions are few; but it is the shape that counts.)
 #
 # ## 4. BM25 by hand
 #
@@ -270,10 +271,11 @@ for label, shares, color, style in (
 axes.set(xlabel="passages that compete", ylabel="mean F1, %", ylim=(0, None), xticks=counts)
 axes.legend(fontsize=8, loc="lower left")
 plt.show()
-print("scores alone", *(f"{share:.1%}" for share in by_logit), " both", *(f"{share:.1%}" for share in by_both))
-assert by_logit[-1] < 0.75 * by_logit[0]  # the collapse
-assert by_both[-1] > by_logit[-1] + 0.1 and by_both[-1] > 0.85 * by_both[0]
-assert reader_by_logit[-1] > 0.85 * reader_by_logit[0]
+for name, shares in (("scores alone", by_logit), ("BM25 alone", by_search), ("both", by_both)):
+    print(f"{name:12}", *(f"{share:.1%}" for share in shares))
+assert by_logit[2] > 0.96 * by_logit[0] and by_logit[-1] < 0.94 * by_logit[0]  # little at first, and then more
+assert by_both[-1] > max(by_logit[-1], by_search[-1]) + 0.02 and by_both[-1] > 0.93 * by_both[0]
+assert reader_by_logit[-1] > 0.98 * reader_by_logit[0]
 
 # %% [markdown]
 # ## What to remember
@@ -281,7 +283,8 @@ assert reader_by_logit[-1] > 0.85 * reader_by_logit[0]
 # * A softmax over spans is not a chance of being right; here it is too modest. Two numbers, fitted on held-out
 #   questions, mend part of it.
 # * Even a badly calibrated number can rank answers well, and for staying silent the rank is enough.
-# * Scores of different passages compare only if training taught them to. Otherwise, let the search have a say.
-# * The rivals here were drawn at random. BM25 has an easy time with those (it does as well alone); passages of the same
-#   article, with the same names in them, are harder (`python -m benchmarks.finetuning.passages`, [the
+# * Scores of different passages need not compare where training did not teach them to, and with many passages it shows.
+#   Then let the search have a say.
+# * The rivals here were drawn at random, and with 32 of them neither the scores nor BM25 alone do as well as both. Passages of the
+#   same article, with the same names in them, are harder (`python -m benchmarks.finetuning.passages`, [the
 #   results](../docs/results.md)).

@@ -57,8 +57,10 @@ DATA_QED = """* Fine-tuning: questions of QED (Lamm et al. 2021), from Natural Q
 LICENCE = """The weights are offered under CC BY-SA 4.0, as the texts that they were made from ask of what is made from them; the program \
 around them is under Apache-2.0. Changed against the sources: the texts were cut into subword tokens and turned into weights."""
 
-LIMITS = """Small, English, and from an encyclopedia: it knows little about the world and nothing recent, it repeats whatever \
+LIMITS = """Small, English, and from an encyclopedia: it knows little about the world and nothing recent, and it repeats whatever \
 slant its sources have. Nobody should rely on its answers unread."""
+
+LIMITS_MINI = LIMITS + " It is cased, has read the encyclopedia of one year, and its probabilities are not calibrated."
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -98,23 +100,23 @@ def encoder_card(facts: dict[str, Any]) -> str:
             table(("masks", "objective", "unigram baseline", "loss", "right"), rows),
         )
         + section("Examples", "The three best fills, whatever they are:", table(("text", "head", "fills"), fills))
-        + _making(facts, [DATA_WIKIPEDIA.format(**facts)])
+        + _making(facts, [DATA_WIKIPEDIA.format(**facts)], LIMITS_MINI)
     )
 
 
 def scratch_card(facts: dict[str, Any]) -> str:
     """Of a question-answering model that began with the bundled encoder."""
     data = [DATA_WIKIPEDIA.format(**facts), DATA_SQUAD.format(**facts)]
-    return _qa_card(facts, "SpanBERT mini, question answering", QA_WHAT, data)
+    return _qa_card(facts, "SpanBERT mini, question answering", QA_WHAT, data, LIMITS_MINI)
 
 
 def reader_card(facts: dict[str, Any]) -> str:
     """Of a question-answering model whose encoder was trained elsewhere."""
     data = [DATA_ENCODER, DATA_SQUAD.format(**facts), DATA_QED]
-    return _qa_card(facts, "Reader: MiniLM, question answering", READER_WHAT, data)
+    return _qa_card(facts, "Reader: MiniLM, question answering", READER_WHAT, data, LIMITS)
 
 
-def _qa_card(facts: dict[str, Any], title: str, what: str, data: list[str]) -> str:
+def _qa_card(facts: dict[str, Any], title: str, what: str, data: list[str], limits: str) -> str:
     """From the facts that ``benchmarks.release.ship`` gathers for a question-answering model."""
     rows = [_score_row(name, metrics) for name, metrics in facts["scores"].items()]
     if "fp32" in facts:
@@ -153,7 +155,7 @@ def _qa_card(facts: dict[str, Any], title: str, what: str, data: list[str]) -> s
             f"loading the model {facts['cold_start']['load']:.2f} s (best of {facts['cold_start']['runs']} processes each, load "
             f"average {facts['cold_start']['load_average']:.1f}; {facts['machine']}).",
         )
-        + _making(facts, data)
+        + _making(facts, data, limits)
     )
 
 
@@ -193,7 +195,7 @@ def _contamination(found: dict[str, Any] | None) -> str:
     return "\n\n".join(lines)
 
 
-def _making(facts: dict[str, Any], data: list[str]) -> str:
+def _making(facts: dict[str, Any], data: list[str], limits: str) -> str:
     costs = [(c["run"], c["steps"], c["tokens"], f"{c['hours']:.2f}") for c in facts["costs"]]
     commands = "\n\n".join("    " + line for line in facts["commands"])
     return (
@@ -206,6 +208,6 @@ def _making(facts: dict[str, Any], data: list[str]) -> str:
             table(("run", "steps", "tokens", "hours"), costs),
             f"Measured on {facts['machine']}; code at commit {facts['commit']}, {facts['date']}.",
         )
-        + section("Limits", LIMITS)
+        + section("Limits", limits)
         + section("Data, licence, attribution", "\n".join(data), LICENCE)
     ).rstrip() + "\n"
