@@ -35,7 +35,7 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import bundled_path
 from web.explorer.bundle import bundle
 from web.explorer.models import Explorer, load_explorer
-from web.explorer.pack import Precision, int8_rows, kind_of
+from web.explorer.pack import FIRST, Precision, int8_rows, kind_of
 from web.explorer.standalone import LIMIT, example_texts, javascript_modules, write_html
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
@@ -86,10 +86,13 @@ def rounded(model: M, precision: Precision) -> M:
     theirs = {}
     for name, tensor in to_theirs(dict(model.named_parameters())).items():
         kind = kind_of(name, tensor, precision)
-        if kind == "int8":
+        exact = tensor.to(torch.bfloat16).float()
+        if kind in ("int8", "first"):
             numbers, scale_R = int8_rows(tensor)
             tensor = numbers.float() * scale_R[:, None]
-        theirs[name] = tensor.to(torch.bfloat16).float() if kind == "bf16" else tensor
+        if kind == "first":
+            tensor = torch.cat([exact[:FIRST], tensor[FIRST:]])
+        theirs[name] = exact if kind == "bf16" else tensor
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             group = group_of(name)

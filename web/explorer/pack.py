@@ -2,6 +2,8 @@
 
 int8   a matrix as one byte a number and one fp32 scale a row: round(w / scale), scale = max |w| / 127. Vectors stay fp32
        and the heads' own matrices bf16: they are small, and a head's error is not smoothed by the layers after it
+first  the first rows as bf16, the others as int8: word embeddings, with which the heads predict, and most often the tokens that a
+       vocabulary names first
 bf16   the upper half of each fp32, rounded to nearest; all upper bytes before all lower ones, for the exponents of
        neighbours are alike and are squeezed better on their own
 """
@@ -26,6 +28,10 @@ from spanbert.tokenizer.wordpiece import Tokenizer
 
 Precision = Literal["int8", "bf16"]
 
+WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
+#: Rows of ``first`` that are bf16.
+FIRST = 512
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -48,6 +54,8 @@ def pack(tensors: Mapping[str, Tensor], precision: Precision) -> Packed:
         kind = kind_of(name, tensor, precision)
         parts.append(KINDS[kind](tensor.detach().float()))
         entries[name] = {"shape": list(tensor.shape), "kind": kind, "begin": begin}
+        if kind == "first":
+            entries[name]["first"] = min(FIRST, len(tensor))
         begin += len(parts[-1])
     return Packed(entries, b"".join(parts))
 
@@ -58,6 +66,8 @@ def kind_of(name: str, tensor: Tensor, precision: Precision) -> str:
         return "bf16"
     if tensor.dim() < 2:
         return "fp32"
+    if name == WORD_EMBEDDINGS:
+        return "first"
     return "int8" if name.startswith(ENCODER_PREFIXES) else "bf16"
 
 
@@ -72,6 +82,10 @@ def _int8_bytes(matrix: Tensor) -> bytes:
     return scale_R.numpy().astype("<f4").tobytes() + numbers.numpy().tobytes()
 
 
+def _first_bytes(matrix: Tensor) -> bytes:
+    return _bf16_bytes(matrix[:FIRST]) + _int8_bytes(matrix[FIRST:])
+
+
 def _bf16_bytes(tensor: Tensor) -> bytes:
     halves = (
         tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().astype("<i2").view(np.uint8).reshape(-1, 2)
@@ -83,7 +97,7 @@ def _fp32_bytes(tensor: Tensor) -> bytes:
     return tensor.numpy().astype("<f4").tobytes()
 
 
-KINDS = {"int8": _int8_bytes, "bf16": _bf16_bytes, "fp32": _fp32_bytes}
+KINDS = {"first": _first_bytes, "int8": _int8_bytes, "bf16": _bf16_bytes, "fp32": _fp32_bytes}
 
 
 def pack_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -19,12 +19,12 @@ async function decompress(bytes) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function unpackTensor({ shape, kind, begin }, bytes) {
+function unpackTensor({ shape, kind, begin, first }, bytes) {
   const count = shape.reduce((product, size) => product * size, 1);
-  return { shape, data: READERS[kind](bytes, begin, count, shape[0]) };
+  return { shape, data: READERS[kind](bytes, begin, count, shape[0], first) };
 }
 
-const READERS = { fp32: readFloats, bf16: readHalves, int8: readRows };
+const READERS = { fp32: readFloats, bf16: readHalves, int8: readRows, first: readFirst };
 
 function readFloats(bytes, begin, count) {
   return new Float32Array(bytes.slice(begin, begin + 4 * count).buffer);
@@ -44,5 +44,13 @@ function readRows(bytes, begin, count, rows) {
   for (let i = 0, row = 0; row < rows; row++) {
     for (const end = i + width; i < end; i++) data[i] = numbers[i] * scales[row];
   }
+  return data;
+}
+
+/** The first rows as halves, the others as signed bytes. */
+function readFirst(bytes, begin, count, rows, first) {
+  const halves = (first * count) / rows, data = new Float32Array(count);
+  data.set(readHalves(bytes, begin, halves));
+  data.set(readRows(bytes, begin + 2 * halves, count - halves, rows - first), halves);
   return data;
 }
