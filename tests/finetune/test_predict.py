@@ -103,7 +103,7 @@ def test_commands_that_use_a_trained_model_take_int8_and_training_does_not() -> 
 def test_a_model_loaded_for_int8_has_int8_products_and_answers() -> None:
     text = "The canal was opened on 17 November 1869. It was dug by the Suez Canal Company."
     answerers = {
-        precision: QuestionAnswerer.load(bundled_path("scratch"), device="cpu", precision=precision)
+        precision: QuestionAnswerer.load(bundled_path("reader"), device="cpu", precision=precision)
         for precision in ("fp32", "int8")
     }
     products = [sum(isinstance(part, Int8Linear) for part in one.model.modules()) for one in answerers.values()]
@@ -111,5 +111,5 @@ def test_a_model_loaded_for_int8_has_int8_products_and_answers() -> None:
     assert answerers["int8"].machine.precision == "int8"
     exact, near = (one.answer("When was the canal opened?", text)[0] for one in answerers.values())
     assert near.text == exact.text == "17 November 1869"
-    assert near.score != exact.score and near.score == pytest.approx(exact.score, rel=0.05)
+    assert near.score != exact.score and near.score == pytest.approx(exact.score, abs=0.5)
     assert near.probability == pytest.approx(exact.probability, abs=0.02)

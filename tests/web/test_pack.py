@@ -13,13 +13,14 @@ import pytest
 import torch
 from tokenizers import normalizers, pre_tokenizers
 
+from spanbert.checkpoint.architectures import WORDS
 from spanbert.checkpoint.model_folder import save_model
 from spanbert.errors import UserError
 from spanbert.model.config import EncoderConfig
 from spanbert.model.models import SpanBertForPretraining
 from spanbert.tokenizer.wordpiece import Tokenizer
 from spanbert.weights import bundled_path
-from web.explorer.pack import FIRST, WORD_EMBEDDINGS, character_classes, int8_rows, kind_of, pack, pack_tokenizer
+from web.explorer.pack import FIRST, character_classes, int8_rows, kind_of, pack, pack_tokenizer
 from web.explorer.standalone import write_html
 
 
@@ -54,13 +55,13 @@ def test_tensors_lie_where_their_entries_say():
 
 def test_the_first_word_embeddings_are_exact_and_the_others_int8():
     matrix = torch.randn(FIRST + 3, 4).to(torch.bfloat16).float()
-    packed = pack({WORD_EMBEDDINGS: matrix}, "int8")
-    assert packed.tensors[WORD_EMBEDDINGS] == {"shape": [FIRST + 3, 4], "kind": "first", "begin": 0, "first": FIRST}
+    packed = pack({WORDS: matrix}, "int8")
+    assert packed.tensors[WORDS] == {"shape": [FIRST + 3, 4], "kind": "first", "begin": 0, "first": FIRST}
     high, low = np.frombuffer(packed.data, np.uint8, 8 * FIRST).reshape(2, 4 * FIRST).astype(np.uint32)
     assert ((high << 24) | (low << 16)).view("<f4").tolist() == matrix[:FIRST].flatten().tolist()
     numbers, scale_R = int8_rows(matrix[FIRST:])
     assert packed.data[8 * FIRST :] == scale_R.numpy().tobytes() + numbers.numpy().tobytes()
-    assert pack({WORD_EMBEDDINGS: matrix[:5]}, "int8").tensors[WORD_EMBEDDINGS]["first"] == 5
+    assert pack({WORDS: matrix[:5]}, "int8").tensors[WORDS]["first"] == 5
 
 
 def test_classes_of_characters_are_those_of_the_library():

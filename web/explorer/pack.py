@@ -2,8 +2,8 @@
 
 int8   a matrix as one byte a number and one fp32 scale a row: round(w / scale), scale = max |w| / 127. Vectors stay fp32
        and the heads' own matrices bf16: they are small, and a head's error is not smoothed by the layers after it
-first  the first rows as bf16, the others as int8: word embeddings, with which the heads predict, and most often the tokens that a
-       vocabulary names first
+first  the first rows as bf16, the others as int8: word embeddings, with which the heads predict. A vocabulary that was trained here
+       names frequent tokens first; where one does not, nothing is gained and little lost
 bf16   the upper half of each fp32, rounded to nearest; all upper bytes before all lower ones, for the exponents of
        neighbours are alike and are squeezed better on their own
 """
@@ -22,13 +22,12 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
 
-from spanbert.checkpoint.architectures import ENCODER_PREFIXES
+from spanbert.checkpoint.architectures import ENCODER_PREFIXES, WORDS
 from spanbert.errors import UserError
 from spanbert.tokenizer.wordpiece import Tokenizer
 
 Precision = Literal["int8", "bf16"]
 
-WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 #: Rows of ``first`` that are bf16.
 FIRST = 512
 
@@ -66,7 +65,7 @@ def kind_of(name: str, tensor: Tensor, precision: Precision) -> str:
         return "bf16"
     if tensor.dim() < 2:
         return "fp32"
-    if name == WORD_EMBEDDINGS:
+    if name == WORDS:
         return "first"
     return "int8" if name.startswith(ENCODER_PREFIXES) else "bf16"
 
